@@ -80,7 +80,7 @@ class LlamaCppHandler:
         for name in (*GAUGES, *COUNTERS):
             kind = MetricTypes.COUNTER if name in COUNTERS else MetricTypes.GAUGE
             self._metrics.add_metric_to_cache(name, "count", ["ModelName", "WorkerName"], kind)
-        self._reported = dict.fromkeys((*GAUGES, *COUNTERS), -1) | dict.fromkeys(COUNTERS, 0)
+        self._reported: dict[str, int] = {}  # nothing yet: the first report has all of them, zeros too
         self._metric_labels = [context.model_name, worker_name()]
         self._report_metrics()
         signal.signal(signal.SIGALRM, self._on_silence)
@@ -227,13 +227,13 @@ class LlamaCppHandler:
         now["llamacpp_slots"] = self._model.n_slots
         now["llamacpp_slots_busy"] = 0 if is_silent else len(self._engine.running)
         now["llamacpp_requests_waiting"] = 0 if is_silent else len(self._engine.waiting)
-        is_calm = now["llamacpp_slots_busy"] == self._reported["llamacpp_slots_busy"]
+        is_calm = now["llamacpp_slots_busy"] == self._reported.get("llamacpp_slots_busy")
         for name, value in now.items():
-            before = self._reported[name]
+            before = self._reported.get(name)
             if value == before or (is_calm and name.endswith("_tokens_total")):
                 continue  # token counters follow when a slot changes hands, not 25 times a second
             kind = MetricTypes.COUNTER if name in COUNTERS else MetricTypes.GAUGE
-            change = value - before if name in COUNTERS else value
+            change = value - (before or 0) if name in COUNTERS else value
             self._metrics.get_metric(name, kind).add_or_update(change, self._metric_labels)
             self._reported[name] = value
 
