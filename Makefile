@@ -1,0 +1,57 @@
+# One command each: `make chat` and `make test` set up all they need; `make help` lists the rest.
+
+PYTHON ?= python3
+MODEL ?= --demo
+
+VENV := .venv
+BIN := $(VENV)/bin
+ARCHIVE := model_store/llamacpp.tar.gz
+PACKED := $(wildcard llama_cpp_*.py) sampling_params.py model-config.yaml package_llama.sh
+SHELL := /bin/bash
+
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help chat package test lint screenshots clean FORCE
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+	@echo "  MODEL=path  a Llama 2 snapshot folder or a GGUF file, for chat and package"
+
+chat: $(ARCHIVE) ## install, package, start TorchServe and both apps; Ctrl-C stops them
+	@exec $(BIN)/python run_chatapp.py
+
+package: $(ARCHIVE) ## make the archives that TorchServe loads
+
+test: $(ARCHIVE) $(VENV)/.tests-installed ## run every test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.tests-installed ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy *.py
+
+screenshots: $(ARCHIVE) $(VENV)/.tests-installed ## make the README's pictures from the running apps
+	$(BIN)/python screenshots/make_screenshots.py
+
+clean: ## remove what was made here: environment, archives, models, logs
+	rm -rf $(VENV) .cache models model_store logs
+
+$(VENV)/.installed: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12) and "Python 3.10 to 3.12 is needed: make PYTHON=/path/to/python3.11 …")'
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing. llama.cpp is compiled: that takes about 5 minutes on 2 cores, and only the first time."
+	$(BIN)/pip install --quiet -r requirements.txt
+	@touch $@
+
+$(VENV)/.tests-installed: $(VENV)/.installed tests/requirements.txt
+	$(BIN)/pip install --quiet -r tests/requirements.txt
+	@touch $@
+
+# `.cache/model` holds the MODEL that was packaged, so that another one is packaged anew. Where only our own files have
+# changed, "false" packs them again without another conversion. (llamacpp-dynamic.tar.gz comes from the same run.)
+$(ARCHIVE): $(VENV)/.installed $(PACKED) .cache/model
+	PATH="$(CURDIR)/$(BIN):$$PATH" ./package_llama.sh "$(MODEL)" $(if $(filter .cache/model,$?),,false)
+
+.cache/model: FORCE
+	@mkdir -p .cache
+	@printf '%s\n' "$(MODEL)" | cmp -s - $@ || printf '%s\n' "$(MODEL)" > $@

@@ -1,0 +1,39 @@
+"""Servers that many tests share: TorchServe with the real demo model, on free ports, in a home of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from serving import make_home, running_server
+
+from torchserve_management import ManagementClient, ServingSettings
+from torchserve_process import PROJECT, ServerConfig
+
+
+@pytest.fixture(scope="session")
+def demo_store() -> Path:
+    """The project's model store with the packaged demo model."""
+    store = PROJECT / "model_store"
+    if not (store / "llamacpp.tar.gz").is_file():
+        pytest.skip("model_store/llamacpp.tar.gz is missing: run `make package` first")
+    return store
+
+
+@pytest.fixture(scope="session")
+def server(demo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerConfig]:
+    """Continuous batching, batch size 8. Tests that break it must leave it working."""
+    config = make_home(tmp_path_factory.mktemp("continuous"), model_store=demo_store)
+    with running_server(config):
+        ManagementClient(config).register(ServingSettings(batch_size=8, max_batch_delay_ms=50, workers=1))
+        yield config
+
+
+@pytest.fixture(scope="session")
+def dynamic_server(demo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerConfig]:
+    """Dynamic batching, two workers with batch size 4."""
+    config = make_home(tmp_path_factory.mktemp("dynamic"), model_store=demo_store)
+    with running_server(config):
+        ManagementClient(config).register(ServingSettings(batch_size=4, max_batch_delay_ms=100, workers=2))
+        yield config

@@ -1,0 +1,147 @@
+"""What a person does: a real browser, both apps, TorchServe and the demo model, from a stopped server to an answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import open_page, running_app, running_browser, send
+from playwright.sync_api import Browser, Page, expect
+from serving import make_home, wait_until
+from wire import engine_metrics
+
+import torchserve_process
+from torchserve_management import ManagementClient, ServingSettings
+from torchserve_process import ServerConfig, find_server
+
+LONG = 120_000  # milliseconds; loading a model on a busy machine
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with running_browser() as chromium:
+        yield chromium
+
+
+@pytest.fixture(scope="module")
+def client_url(server: ServerConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with running_app("client_app.py", server, tmp_path_factory.mktemp("app") / "client.log") as url:
+        yield url
+
+
+def wait_for_answer(page: Page, number: int) -> str:
+    """The text of the answer to question `number` (from 1), once its figures are there."""
+    bubble = page.get_by_test_id("stChatMessage").nth(2 * number)
+    expect(bubble.get_by_text(re.compile(r"tokens/s|stopped by you|length limit|ended by itself"))).to_be_visible(
+        timeout=LONG
+    )
+    return bubble.inner_text()
+
+
+def test_from_a_stopped_server_to_an_answer_and_back(
+    browser: Browser, demo_store: Path, tmp_path: Path
+) -> None:
+    config = make_home(tmp_path / "home", model_store=demo_store)
+    try:
+        with (
+            running_app("torchserve_server_app.py", config, tmp_path / "server.log") as server_url,
+            running_app("client_app.py", config, tmp_path / "client.log") as chat_url,
+        ):
+            control, chat = open_page(browser, server_url), open_page(browser, chat_url)
+            expect(chat.get_by_text("TorchServe is not running").first).to_be_visible()
+
+            control.get_by_role("button", name="Start Server").click()
+            expect(control.get_by_text("running without a model")).to_be_visible(timeout=LONG)
+            control.get_by_role("button", name="Register Llama2").click()
+            expect(control.get_by_text("1 of 1 workers ready").first).to_be_visible(timeout=LONG)
+            expect(control.get_by_text("continuous batching").first).to_be_visible()
+
+            expect(chat.get_by_text("Proceed to entering your prompt message!")).to_be_visible(timeout=LONG)
+            send(chat, "What is the closest star to Earth?")
+            assert len(wait_for_answer(chat, 1)) > 20
+
+            control.get_by_role("button", name="Stop Server").click()
+            expect(control.get_by_text("TorchServe is not running").first).to_be_visible(timeout=LONG)
+            expect(chat.get_by_text("TorchServe is not running").first).to_be_visible(timeout=LONG)
+            assert find_server(config) is None
+    finally:
+        torchserve_process.stop(config)
+
+
+def test_changed_sliders_change_the_server_and_a_reload_shows_the_truth(
+    browser: Browser, demo_store: Path, tmp_path: Path
+) -> None:
+    config = make_home(tmp_path / "home", model_store=demo_store)
+    management = ManagementClient(config)
+    try:
+        torchserve_process.start(config)
+        management.register(ServingSettings(batch_size=8, max_batch_delay_ms=20, workers=1))
+        with running_app("torchserve_server_app.py", config, tmp_path / "server.log") as url:
+            page = open_page(browser, url)
+            expect(page.get_by_text("batch size 8").first).to_be_visible(timeout=LONG)
+            for label, key, presses in (("Num Workers", "ArrowRight", 1), ("Batch Size", "ArrowLeft", 4)):
+                slider = page.get_by_role("slider", name=label)
+                for _ in range(presses):
+                    slider.press(key)
+            expect(page.get_by_text("The sliders say 2 workers, batch size 4")).to_be_visible()
+            page.get_by_role("button", name="Apply").click()
+            expect(page.get_by_text("2 of 2 workers ready").first).to_be_visible(timeout=LONG)
+            status = management.describe()
+            assert status is not None
+            assert (status.settings.workers, status.settings.batch_size, status.batching) == (2, 4, "dynamic")
+
+            page.reload()
+            expect(page.get_by_text("batch size 4").first).to_be_visible()
+            expect(page.get_by_text("dynamic batching").first).to_be_visible()
+            expect(page.get_by_role("slider", name="Num Workers")).to_have_value("2")
+    finally:
+        torchserve_process.stop(config)
+
+
+def test_two_questions_build_a_conversation_and_clear_empties_it(
+    browser: Browser, client_url: str, server: ServerConfig
+) -> None:
+    page = open_page(browser, f"{client_url}/?max_tokens=24&temperature=0.01")
+    read = []
+    for number, question in enumerate(("My name is Wilhelmina.", "What is my name?"), start=1):
+        before = engine_metrics(server)["llamacpp_prompt_tokens_total"]
+        send(page, question)
+        wait_for_answer(page, number)
+        read.append(engine_metrics(server)["llamacpp_prompt_tokens_total"] - before)
+    assert read[1] > read[0] + 24, "the second prompt must contain the first question and its answer"
+
+    page.get_by_role("button", name="Clear Chat History").click()
+    expect(page.get_by_test_id("stChatMessage")).to_have_count(1)
+    expect(page.get_by_text("How may I assist you today?")).to_be_visible()
+
+
+def test_stop_keeps_the_text_and_frees_the_slot(browser: Browser, client_url: str, server: ServerConfig) -> None:
+    page = open_page(browser, f"{client_url}/?max_tokens=2000&temperature=0.01")
+    wait_until(lambda: engine_metrics(server)["llamacpp_slots_busy"] == 0, what="an idle engine")
+    send(page, "Repeat the word la forever: la la la la la la la la la la la")
+    bubble = page.get_by_test_id("stChatMessage").nth(2)
+    expect(bubble.get_by_text(re.compile(r"la la la"))).to_be_visible(timeout=LONG)
+    page.get_by_test_id("stChatInputStopButton").click()
+    expect(bubble.get_by_text("stopped by you")).to_be_visible()
+    wait_until(lambda: engine_metrics(server)["llamacpp_slots_busy"] == 0, what="a free slot")
+    assert "la la la" in bubble.inner_text()
+
+
+def test_the_missions_raw_question_is_shown_with_its_completion(browser: Browser, client_url: str) -> None:
+    page = open_page(browser, f"{client_url}/?max_tokens=24&prompt_format=raw")
+    send(page, "Question: What is the closest star to Earth ? Answer:")
+    assert re.search(r"Question: What is the closest star to Earth \? Answer:\s*\w", wait_for_answer(page, 1))
+
+
+def test_two_client_apps_stream_at_the_same_time(
+    browser: Browser, client_url: str, server: ServerConfig, tmp_path: Path
+) -> None:
+    with running_app("client_app.py", server, tmp_path / "second.log") as second_url:
+        pages = [open_page(browser, f"{url}/?max_tokens=400&temperature=0.01") for url in (client_url, second_url)]
+        for page in pages:
+            send(page, "Repeat the word la forever: la la la la la la la la la la la")
+        wait_until(lambda: engine_metrics(server)["llamacpp_slots_busy"] == 2, what="two busy slots")
+        for page in pages:
+            assert "la la la" in wait_for_answer(page, 1)
