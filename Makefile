@@ -6,7 +6,7 @@ MODEL ?= --demo
 VENV := .venv
 BIN := $(VENV)/bin
 ARCHIVE := model_store/llamacpp.tar.gz
-PACKED := $(wildcard llama_cpp_*.py) sampling_params.py model-config.yaml package_llama.sh
+PACKED := $(wildcard llama_cpp_*.py) sampling_params.py model-config.yaml package_llama.sh package_llama.py
 SHELL := /bin/bash
 
 .DELETE_ON_ERROR:
@@ -43,7 +43,7 @@ $(VENV)/.installed: requirements.txt
 	$(BIN)/pip install --quiet -r requirements.txt
 	@touch $@
 
-$(VENV)/.tests-installed: $(VENV)/.installed tests/requirements.txt
+$(VENV)/.tests-installed: $(VENV)/.installed tests/requirements.txt requirements-convert.txt
 	$(BIN)/pip install --quiet -r tests/requirements.txt
 	@touch $@
 
