@@ -15,7 +15,8 @@ MODULES = {path.stem: path for path in PROJECT.glob("*.py")}
 ALLOWED = {
     "sampling_params": set(),
     "llama_cpp_model": set(),
-    "llama_cpp_engine": {"llama_cpp_model"},
+    "llama_cpp_cache": set(),
+    "llama_cpp_engine": {"llama_cpp_cache", "llama_cpp_model"},
     "llama_cpp_api": set(),
     "llama_cpp_handler": {"llama_cpp_api", "llama_cpp_engine", "llama_cpp_model"},
     "torchserve_process": set(),
@@ -23,6 +24,8 @@ ALLOWED = {
     "torchserve_management": {"torchserve_client", "torchserve_process"},
     "torchserve_server_app": {"torchserve_client", "torchserve_management", "torchserve_process"},
     "client_app": {"torchserve_client"},
+    "load_test": {"torchserve_client", "torchserve_process"},
+    "package_llama": set(),
     "run_chatapp": {"torchserve_client", "torchserve_management", "torchserve_process"},
 }
 HOMES = {

