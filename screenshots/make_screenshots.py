@@ -13,10 +13,10 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 
-from browser import open_page, running_app, running_browser, send  # noqa: E402
 from playwright.sync_api import Browser, expect  # noqa: E402
-from serving import make_home, running_server  # noqa: E402
 
+from browser import open_page, running_app, running_browser, send  # noqa: E402
+from serving import make_home, running_server  # noqa: E402
 from torchserve_management import DEFAULT_SETTINGS, ManagementClient  # noqa: E402
 
 PICTURES = Path(__file__).resolve().parent

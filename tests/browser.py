@@ -14,14 +14,19 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
-from serving import free_ports, wait_until
 
+from serving import free_ports, wait_until
 from torchserve_process import PROJECT, ServerConfig
 
 CHROMIUM_FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync"
-).split()
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 CANDIDATES = (
     "chromium",
     "chromium-browser",
@@ -43,7 +48,7 @@ def running_browser() -> Iterator[Browser]:
     if executable is None:
         pytest.skip("no Chromium found: install the package `chromium`, or Google Chrome")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS)
+        browser = playwright.chromium.launch(executable_path=executable, args=list(CHROMIUM_FLAGS))
         yield browser
         browser.close()
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from serving import make_home, running_server
 
+from serving import make_home, running_server
 from torchserve_management import ManagementClient, ServingSettings
 from torchserve_process import PROJECT, ServerConfig
 

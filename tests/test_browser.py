@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import open_page, running_app, running_browser, send
 from playwright.sync_api import Browser, Page, expect
-from serving import make_home, wait_until
-from wire import engine_metrics
 
 import torchserve_process
+from browser import open_page, running_app, running_browser, send
+from serving import make_home, wait_until
 from torchserve_management import ManagementClient, ServingSettings
 from torchserve_process import ServerConfig, find_server
+from wire import engine_metrics
 
 LONG = 120_000  # milliseconds; loading a model on a busy machine
 
@@ -40,9 +40,7 @@ def wait_for_answer(page: Page, number: int) -> str:
     return bubble.inner_text()
 
 
-def test_from_a_stopped_server_to_an_answer_and_back(
-    browser: Browser, demo_store: Path, tmp_path: Path
-) -> None:
+def test_from_a_stopped_server_to_an_answer_and_back(browser: Browser, demo_store: Path, tmp_path: Path) -> None:
     config = make_home(tmp_path / "home", model_store=demo_store)
     try:
         with (

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from serving import make_home, wait_until
-from wire import MODEL_PATH, post
 
 import torchserve_process
+from serving import make_home, wait_until
 from torchserve_process import PROJECT, find_server, is_listening
+from wire import MODEL_PATH, post
 
 QUESTION = "Question: What is the closest star to Earth ? Answer:"
 

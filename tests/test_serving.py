@@ -11,11 +11,11 @@ from http.client import HTTPConnection
 
 import pytest
 import requests
-from serving import wait_until
-from wire import CHAT_PATH, MODEL_PATH, Stream, chat_body, engine_metrics, headers, post, stream_at_once
 
+from serving import wait_until
 from torchserve_management import ManagementClient
 from torchserve_process import ServerConfig
+from wire import CHAT_PATH, MODEL_PATH, Stream, chat_body, engine_metrics, headers, post, stream_at_once
 
 QUESTION = "Question: What is the closest star to Earth ? Answer:"
 GREEDY = {"temperature": 0}
@@ -161,8 +161,10 @@ def test_a_client_that_hangs_up_frees_its_slot_while_others_stream_on(server: Se
     leaver.hang_up()
     left_at = time.monotonic()
     wait_until(
-        lambda: engine_metrics(server)["llamacpp_requests_cancelled_total"]
-        == before["llamacpp_requests_cancelled_total"] + 1,
+        lambda: (
+            engine_metrics(server)["llamacpp_requests_cancelled_total"]
+            == before["llamacpp_requests_cancelled_total"] + 1
+        ),
         what="the engine's cancelled counter",
     )
     print(f"slot freed after {time.monotonic() - left_at:.2f} s")

@@ -1,0 +1,83 @@
+"""The engine without TorchServe beside llama.cpp's own llama-batched-bench, in turn, same file and threads.
+
+    python benchmarks/bench_engine.py models/SmolLM2-135M-Instruct-Q8_0.gguf --tool path/to/llama-batched-bench
+
+Prints generated tokens per second of both at each number of streams, and the median of the ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from llama_cpp_engine import Engine, Request  # noqa: E402
+from llama_cpp_model import Model  # noqa: E402
+from sampling_params import SamplingParams  # noqa: E402
+
+PROMPT_TOKENS, GENERATED_TOKENS = 128, 64
+
+
+def bench_engine(engine: Engine, streams: int, round_number: int) -> float:
+    """Generated tokens per second while all streams write: from the last first token to the first end."""
+    dice = random.Random(round_number)
+    requests = [
+        Request(
+            [dice.randrange(1000, 20_000) for _ in range(PROMPT_TOKENS)],
+            SamplingParams(max_tokens=GENERATED_TOKENS, seed=number, ignore_eos=True),
+        )
+        for number in range(streams)
+    ]
+    for request in requests:
+        engine.submit(request)
+    while any(not request.completion for request in requests):
+        engine.step()
+    before, started = sum(len(request.completion) for request in requests), time.monotonic()
+    while not any(request.is_finished for request in requests):
+        engine.step()
+    rate = (sum(len(request.completion) for request in requests) - before) / (time.monotonic() - started)
+    for request in requests:
+        engine.cancel(request)
+    return rate
+
+
+def bench_tool(tool: Path, model: Path, streams: int, threads: int) -> float:
+    """llama-batched-bench's figure for the same: its last table row, column S_TG."""
+    sizes = ["-npp", str(PROMPT_TOKENS), "-ntg", str(GENERATED_TOKENS), "-npl", str(streams)]
+    command = [tool, "-m", model, "-c", str(streams * 512), "-t", str(threads), *sizes]
+    run = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True)
+    row = [line for line in run.stdout.splitlines() if line.startswith("|")][-1]
+    return float(row.split("|")[8])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--tool", type=Path, required=True, help="llama-batched-bench of the same llama.cpp")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 16])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    for streams in arguments.streams:
+        model = Model(str(arguments.model), n_slots=streams, n_ctx=512, n_threads=arguments.threads)
+        engine = Engine(model)
+        bench_engine(engine, streams, -1)
+        ratios = []
+        for number in range(arguments.rounds):
+            ours = bench_engine(engine, streams, number)
+            theirs = bench_tool(arguments.tool, arguments.model, streams, arguments.threads)
+            ratios.append(ours / theirs)
+            print(f"{streams:3} streams: engine {ours:6.1f}, llama-batched-bench {theirs:6.1f} tokens/s", flush=True)
+        print(f"{streams:3} streams: engine / llama-batched-bench {statistics.median(ratios):.3f}", flush=True)
+        model.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""The benchmark's workloads: fixed prompts and seeds, fixed lengths (`ignore_eos`), new text in every round.
+
+Every body is a chat request. `tag` makes a round's text its own, so that no server can have it cached from before.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+WORDS = tuple(
+    "river stone lantern winter garden engine copper violin harbour meadow candle thunder velvet compass orchard "
+    "marble falcon ribbon anchor willow ember castle puzzle saddle glacier basket mirror tunnel feather kettle".split()
+)
+GENERATED = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """`bodies(tag)` are the requests of a round, sent by `clients` clients in a closed loop."""
+
+    name: str
+    about: str
+    clients: int
+    bodies: Callable[[str], list[dict[str, Any]]]
+
+
+def text(tokens: int, *seed: object) -> str:
+    """About `tokens` tokens of words in random order; a word is about 1.3 tokens."""
+    dice = random.Random(repr(seed))
+    return " ".join(dice.choice(WORDS) for _ in range(round(tokens / 1.3)))
+
+
+def body(messages: list[dict[str, str]], seed: int, max_tokens: int = GENERATED) -> dict[str, Any]:
+    return {"messages": messages, "max_tokens": max_tokens, "seed": seed, "temperature": 0.8, "ignore_eos": True}
+
+
+def question(content: str) -> list[dict[str, str]]:
+    return [{"role": "system", "content": "You are a poet."}, {"role": "user", "content": content}]
+
+
+def distinct(requests: int, max_tokens: int = GENERATED) -> Callable[[str], list[dict[str, Any]]]:
+    """Requests of about 100 prompt tokens that share no text."""
+
+    def bodies(tag: str) -> list[dict[str, Any]]:
+        return [body(question(f"{number} {text(85, tag, number)}"), number, max_tokens) for number in range(requests)]
+
+    return bodies
+
+
+def shared_system_prompt(requests: int) -> Callable[[str], list[dict[str, Any]]]:
+    """Distinct questions under one system prompt of about 500 tokens."""
+
+    def bodies(tag: str) -> list[dict[str, Any]]:
+        system = {"role": "system", "content": text(500, tag)}
+        return [
+            body([system, {"role": "user", "content": f"{number} {text(15, tag, number)}"}], number)
+            for number in range(requests)
+        ]
+
+    return bodies
+
+
+CLOSED_LOOPS = {
+    workload.name: workload
+    for workload in (
+        Workload("W1", "1 client, 100 prompt tokens, 64 generated", 1, distinct(6)),
+        Workload("W8", "8 clients, the same", 8, distinct(48)),
+        Workload("W16", "16 clients, the same", 16, distinct(64)),
+        Workload("WS", "8 clients ask at once under one new 500-token system prompt", 8, shared_system_prompt(8)),
+        Workload("WS4", "the same, each client asks 4 times in turn", 8, shared_system_prompt(32)),
+        Workload("W256", "256 clients at once, 32 generated", 256, distinct(256, 32)),
+    )
+}
