@@ -1,26 +1,48 @@
-"""The wire: JSON and form bodies in, OpenAI objects and server-sent events out.
+"""The wire inwards: JSON and form bodies, checked field by field into an ApiRequest, or refused by name.
 
-Knows the shapes of requests and answers. Knows nothing of TorchServe, llama.cpp or the schedule.
-Shapes as in OpenAI's API reference, `timings` as llama-server gives them.
+Knows the shapes of requests as OpenAI's API reference has them; llama_cpp_reply knows those of answers.
+Knows nothing of TorchServe, llama.cpp or the schedule.
 
-Not covered yet: n, logprobs, penalties by frequency, logit_bias, response_format, tools. They are refused by name.
+Not covered: tools, several prompts in one request, images and sound, best_of, and log probabilities of the prompt.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from sampling_params import PARAMETER_NAMES, InvalidParameter, SamplingParams
+from llama_cpp_grammar import GrammarError, parse_gbnf
+from llama_cpp_schema import JSON_OBJECT_GRAMMAR, SchemaError, json_schema_to_gbnf
+from sampling_params import PARAMETER_NAMES, Bounds, InvalidParameter, SamplingParams
 
-ROLES = ("system", "user", "assistant")
-JSON_TYPE = "application/json"
-EVENTS_TYPE = "text/event-stream"
-TEXT_TYPE = "text/plain; charset=utf-8"
-END_OF_STREAM = "data: [DONE]\n\n"
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+N_CHOICES = Bounds(int, 1, 8)
+TOP_LOGPROBS = Bounds(int, 0, 20)  # chat
+LOGPROBS = Bounds(int, 0, 5)  # completions
+
+# What OpenAI's API has and this server has not: the values that ask for nothing, as null always does.
+WITHOUT_EFFECT: dict[str, tuple[object, ...]] = {
+    "audio": (),
+    "best_of": (1,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "metadata": ({},),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (),
+    "prediction": (),
+    "prompt_cache_key": (),
+    "reasoning_effort": (),
+    "safety_identifier": (),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "verbosity": (),
+    "web_search_options": (),
+}
 
 
 class Route(Enum):
@@ -48,49 +70,20 @@ class ApiError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ApiRequest:
-    """A request whose every field has been checked. Exactly one of `prompt` and `messages` is there."""
+    """A request whose every field has been checked. Exactly one of `prompt` and `messages` is there.
+
+    `prompt` is a text or its tokens. `logprobs` is how many likeliest tokens to tell at each place; None tells nothing.
+    """
 
     route: Route
-    prompt: str | None
+    prompt: str | list[int] | None
     messages: list[dict[str, str]] | None
     params: SamplingParams
+    n: int
+    logprobs: int | None
     stream: bool
     include_usage: bool
     echo: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Token counts and milliseconds of a completion, as far as it has come."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    queue_ms: float
-    prompt_ms: float
-    predicted_ms: float
-
-    def counts(self) -> dict[str, int]:
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-        }
-
-    def timings(self) -> dict[str, float]:
-        """The first token counts as part of the prompt's time, the tokens after it as predicted."""
-        n_after_first = max(0, self.completion_tokens - 1)
-        return {
-            "queue_ms": round(self.queue_ms, 1),
-            "prompt_n": self.prompt_tokens,
-            "prompt_ms": round(self.prompt_ms, 1),
-            "prompt_per_second": _per_second(self.prompt_tokens, self.prompt_ms),
-            "predicted_n": self.completion_tokens,
-            "predicted_ms": round(self.predicted_ms, 1),
-            "predicted_per_second": _per_second(n_after_first, self.predicted_ms),
-        }
-
-
-# --- in
 
 
 def find_route(url_path: str) -> Route:
@@ -108,26 +101,46 @@ def parse_request(route: Route, fields: Mapping[str, object]) -> ApiRequest:
     Raises ApiError, which names the parameter.
     """
     body = _read_body(fields)
-    names = {"model", "user", "stream", "stream_options", "max_completion_tokens", *PARAMETER_NAMES}
-    names |= {"messages"} if route is Route.CHAT else {"prompt", "echo"}
-    names |= {"messages"} if route is Route.PREDICT else set()
-    for name in body:
-        if name not in names:
-            raise ApiError(f"{name}: this server does not know this parameter.", param=name)
-    for name in ("model", "user"):
-        if not isinstance(body.get(name, ""), str | None):
-            raise ApiError(f"{name}: must be a string.", param=name)
+    _check_names(route, body)
     prompt, messages = _read_prompt(route, body)
     stream = _read_flag(body, "stream", False)
+    echo = _read_flag(body, "echo", route is Route.PREDICT and isinstance(prompt, str))
+    logprobs = _read_logprobs(route, body)
+    if echo and isinstance(prompt, list):
+        raise ApiError("echo: is possible only where the prompt is a text.", param="echo")
+    if echo and logprobs is not None:
+        raise ApiError("logprobs: are not known of an echoed prompt; send one or the other.", param="logprobs")
     return ApiRequest(
         route=route,
         prompt=prompt,
         messages=messages,
         params=_read_params(body),
+        n=_read_number(body, "n", N_CHOICES) or 1,
+        logprobs=logprobs,
         stream=stream,
         include_usage=_read_include_usage(body, stream),
-        echo=_read_flag(body, "echo", route is Route.PREDICT) and prompt is not None,
+        echo=echo and prompt is not None,
     )
+
+
+def _check_names(route: Route, body: Mapping[str, object]) -> None:
+    names = {"model", "user", "stream", "stream_options", "max_completion_tokens", "response_format", *PARAMETER_NAMES}
+    names |= {
+        Route.PREDICT: {"prompt", "messages", "echo"},
+        Route.COMPLETIONS: {"prompt", "echo", "n", "logprobs"},
+        Route.CHAT: {"messages", "n", "logprobs", "top_logprobs"},
+    }[route]
+    for name, value in body.items():
+        if name in names:
+            continue
+        if route is not Route.PREDICT and name in WITHOUT_EFFECT:
+            if value is None or any(value == nothing and value is not True for nothing in WITHOUT_EFFECT[name]):
+                continue
+            raise ApiError(f"{name}: this server cannot do that; leave it out.", param=name)
+        raise ApiError(f"{name[:40]}: this server does not know this parameter here.", param=name[:40])
+    for name in ("model", "user"):
+        if not isinstance(body.get(name, ""), str | None):
+            raise ApiError(f"{name}: must be a string.", param=name)
 
 
 def _read_body(fields: Mapping[str, object]) -> dict[str, object]:
@@ -146,7 +159,7 @@ def _read_body(fields: Mapping[str, object]) -> dict[str, object]:
 
 def _form_value(name: str, value: object) -> object:
     text = value.decode("utf-8", "replace") if isinstance(value, bytes | bytearray) else value
-    if not isinstance(text, str) or name in ("prompt", "model", "user", "stop"):
+    if not isinstance(text, str) or name in ("prompt", "model", "user", "stop", "grammar"):
         return text
     try:
         return json.loads(text)
@@ -154,7 +167,9 @@ def _form_value(name: str, value: object) -> object:
         return text  # its own check will refuse it, naming the parameter
 
 
-def _read_prompt(route: Route, body: Mapping[str, object]) -> tuple[str | None, list[dict[str, str]] | None]:
+def _read_prompt(
+    route: Route, body: Mapping[str, object]
+) -> tuple[str | list[int] | None, list[dict[str, str]] | None]:
     prompt, messages = body.get("prompt"), body.get("messages")
     if prompt is not None and messages is not None:
         raise ApiError("messages: send either prompt or messages, not both.", param="messages")
@@ -163,8 +178,12 @@ def _read_prompt(route: Route, body: Mapping[str, object]) -> tuple[str | None, 
     if prompt is None:
         param = "messages" if route is Route.CHAT else "prompt"
         raise ApiError(f"{param}: is missing; there is nothing to complete.", param=param)
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
+        prompt = prompt[0]
+    if isinstance(prompt, list) and prompt and all(type(token) is int and 0 <= token < 2**31 for token in prompt):
+        return prompt, None
     if not isinstance(prompt, str) or not prompt:
-        raise ApiError("prompt: must be a text that is not empty.", param="prompt")
+        raise ApiError("prompt: must be one text that is not empty, or the tokens of one.", param="prompt")
     return _encodable(prompt, "prompt"), None
 
 
@@ -178,13 +197,17 @@ def _read_message(param: str, message: object) -> dict[str, str]:
     if not isinstance(message, dict):
         raise ApiError(f"{param}: must be an object with role and content.", param=param)
     role, content = message.get("role"), message.get("content")
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise ApiError(f"{param}.role: must be one of {', '.join(ROLES)}.", param=f"{param}.role")
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-        content = "".join(str(part.get("text", "")) for part in content)
+        texts = [part.get("text") for part in content]
+        content = "".join(texts) if all(isinstance(text, str) for text in texts) else None
     if not isinstance(content, str):
         raise ApiError(f"{param}.content: must be a text.", param=f"{param}.content")
-    return {"role": role, "content": _encodable(content, f"{param}.content")}
+    for name, value in message.items():
+        if name not in ("role", "content") and value not in (None, []):  # what a client repeats from our answer
+            raise ApiError(f"{param}.{name[:40]}: this server cannot use this.", param=f"{param}.{name[:40]}")
+    return {"role": ROLES[role], "content": _encodable(content, f"{param}.content")}
 
 
 def _encodable(text: str, param: str) -> str:
@@ -199,10 +222,72 @@ def _read_params(body: Mapping[str, object]) -> SamplingParams:
     alias = body.get("max_completion_tokens")
     if alias is not None and body.get("max_tokens") is not None:
         raise ApiError("max_completion_tokens: is another name of max_tokens; send one.", param="max_completion_tokens")
+    given = dict(body) if alias is None else {**body, "max_tokens": alias}
+    param, grammar = _read_response_format(body)
+    if grammar is not None and given.get("grammar") is not None:
+        raise ApiError("grammar: send either grammar or response_format.", param="grammar")
     try:
-        return SamplingParams.from_request(body if alias is None else {**body, "max_tokens": alias})
+        params = SamplingParams.from_request(given if grammar is None else {**given, "grammar": grammar})
+        if params.grammar:
+            parse_gbnf(params.grammar)
     except InvalidParameter as error:
-        raise ApiError(f"{error}.", param=error.name) from error
+        name = param if grammar is not None and error.name == "grammar" else error.name
+        name = "max_completion_tokens" if alias is not None and name == "max_tokens" else name
+        raise ApiError(f"{name}: {error.problem}.", param=name) from error
+    except GrammarError as error:
+        raise ApiError(f"{param}: {error}.", param=param) from error
+    return params
+
+
+def _read_response_format(body: Mapping[str, object]) -> tuple[str, str | None]:
+    """The parameter that a grammar comes from, and the one that response_format asks for, if any."""
+    param = "response_format"
+    form = body.get(param)
+    if form is None:
+        return "grammar", None
+    kind = form.get("type") if isinstance(form, dict) else None
+    if not isinstance(form, dict) or kind not in ("text", "json_object", "json_schema"):
+        raise ApiError(f"{param}: must be an object whose type is text, json_object or json_schema.", param=param)
+    known = {"type", "json_schema"} if kind == "json_schema" else {"type"}
+    for name in form.keys() - known:
+        raise ApiError(f"{param}.{name[:40]}: this server does not know this.", param=param)
+    if kind != "json_schema":
+        return (param, JSON_OBJECT_GRAMMAR) if kind == "json_object" else ("grammar", None)
+    try:
+        return param, json_schema_to_gbnf(_read_schema(form.get("json_schema"), f"{param}.json_schema"))
+    except SchemaError as error:
+        raise ApiError(f"{param}.json_schema.{error}.", param=param) from error
+
+
+def _read_schema(named: object, path: str) -> object:
+    """The schema; with or without `strict`, the answer follows it."""
+    if not isinstance(named, dict) or "schema" not in named:
+        raise ApiError(f"{path}: must be an object with name and schema.", param="response_format")
+    for name, value in named.items():
+        expected = {"name": str, "description": str | None, "strict": bool | None, "schema": object}.get(name)
+        if expected is None or not isinstance(value, expected):
+            raise ApiError(f"{path}.{name[:40]}: cannot be used.", param="response_format")
+    return named["schema"]
+
+
+def _read_logprobs(route: Route, body: Mapping[str, object]) -> int | None:
+    """OpenAI's two ways: completions take a number; chat takes true, and a number beside it."""
+    if route is not Route.CHAT:
+        return _read_number(body, "logprobs", LOGPROBS)
+    count = _read_number(body, "top_logprobs", TOP_LOGPROBS)
+    if _read_flag(body, "logprobs", False):
+        return count or 0
+    if count is not None:
+        raise ApiError("top_logprobs: is only possible with logprobs: true.", param="top_logprobs")
+    return None
+
+
+def _read_number(body: Mapping[str, object], name: str, bounds: Bounds) -> int | None:
+    value = body.get(name)
+    try:
+        return None if value is None else int(bounds.check(name, value))
+    except InvalidParameter as error:
+        raise ApiError(f"{error}.", param=name) from error
 
 
 def _read_flag(body: Mapping[str, object], name: str, default: bool) -> bool:
@@ -221,85 +306,3 @@ def _read_include_usage(body: Mapping[str, object], stream: bool) -> bool:
     if not isinstance(options, dict) or options.keys() - {"include_usage"}:
         raise ApiError("stream_options: must be an object with include_usage.", param="stream_options")
     return _read_flag(options, "include_usage", False)
-
-
-# --- out
-
-
-class Reply:
-    """One request's answer, piece by piece; `is_sent` is the sender's note that some piece has gone out."""
-
-    def __init__(self, request: ApiRequest, request_id: str, model_name: str) -> None:
-        self.is_sent = False
-        self._request = request
-        self._is_chat = request.messages is not None
-        self._text: list[str] = []
-        self._is_begun = False
-        self._head = {
-            "id": f"{'chatcmpl' if self._is_chat else 'cmpl'}-{request_id}",
-            "object": "chat.completion" if self._is_chat else "text_completion",
-            "created": int(time.time()),
-            "model": model_name,
-        }
-
-    @property
-    def content_type(self) -> str:
-        if self._request.stream:
-            return EVENTS_TYPE
-        return TEXT_TYPE if self._request.route is Route.PREDICT else JSON_TYPE
-
-    def push(self, text: str) -> str:
-        """What can be sent now that `text` has been generated: events when streaming, nothing otherwise."""
-        if not self._request.stream:
-            self._text.append(text)
-            return ""
-        return self._begin() + (self._event(self._choice(text)) if text else "")
-
-    def finish(self, finish_reason: str, usage: Usage) -> str:
-        """The end of the answer, or the whole of it when it is not streamed."""
-        if self._request.stream:
-            ending = self._event(self._choice("", finish_reason), timings=usage.timings())
-            if self._request.include_usage:
-                ending += self._event(usage=usage.counts())
-            return self._begin() + ending + END_OF_STREAM
-        text = "".join(self._text)
-        if self._request.echo:
-            text = f"{self._request.prompt}{text}"
-        if self._request.route is Route.PREDICT:
-            return text
-        choice: dict[str, object] = {"index": 0, "finish_reason": finish_reason, "logprobs": None}
-        choice |= {"message": {"role": "assistant", "content": text}} if self._is_chat else {"text": text}
-        return json.dumps(self._head | {"choices": [choice], "usage": usage.counts(), "timings": usage.timings()})
-
-    def fail(self, message: str) -> str:
-        """Ends an answer that the engine could not finish; its status has been sent, so the body has to say it."""
-        error = json.dumps(ApiError(message, status=500).body())
-        return f"data: {error}\n\n" if self._request.stream else error
-
-    def _begin(self) -> str:
-        if self._is_begun:
-            return ""
-        self._is_begun = True
-        if self._is_chat:
-            return self._event({"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None})
-        return self._event(self._choice(self._request.prompt or "")) if self._request.echo else ""
-
-    def _choice(self, text: str, finish_reason: str | None = None) -> dict[str, object]:
-        content: dict[str, object] = {"text": text}
-        if self._is_chat:
-            content = {"delta": {"content": text} if text else {}}
-        return {"index": 0, **content, "finish_reason": finish_reason}
-
-    def _event(self, choice: dict[str, object] | None = None, **extra: object) -> str:
-        kind = {"object": "chat.completion.chunk"} if self._is_chat else {}
-        return f"data: {json.dumps(self._head | kind | {'choices': [choice] if choice else []} | extra)}\n\n"
-
-
-def models_body(model_name: str, description: Mapping[str, object]) -> dict[str, object]:
-    """The list of models: the one that is served, with what is known about it under `meta`."""
-    model = {"id": model_name, "object": "model", "created": 0, "owned_by": "llama.cpp", "meta": dict(description)}
-    return {"object": "list", "data": [model]}
-
-
-def _per_second(count: int, milliseconds: float) -> float:
-    return round(1000 * count / milliseconds, 2) if milliseconds > 0 else 0.0

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-LEAST_PREFIX = 16  # tokens; a shorter one is computed sooner than copied
+LEAST_TAKEN = 4  # tokens; a shorter prefix is computed sooner than copied
+LEAST_SAVED = 32  # tokens; a shorter sequence is not worth its place in memory
 
 
 class _Model(Protocol):
@@ -62,8 +63,8 @@ class KVCache:
         """
         length, source = max(self._candidates(prompt), key=lambda candidate: candidate[0])
         own = min(common_prefix(self._slots[slot], prompt), len(prompt) - 1)
-        if own >= length or length < LEAST_PREFIX:
-            length = own if own >= LEAST_PREFIX else 0
+        if own >= length or length < LEAST_TAKEN:
+            length = own
             if length < len(self._slots[slot]) // 2:  # a new conversation, not the next turn of the old one
                 self._save(slot)
         else:
@@ -104,7 +105,7 @@ class KVCache:
         tokens = self._slots[slot]
         others: list[Sequence[int]] = [held for other, held in enumerate(self._slots) if other != slot]
         others += [saved.tokens for saved in self._saved]
-        if len(tokens) < LEAST_PREFIX or any(common_prefix(tokens, other) == len(tokens) for other in others):
+        if len(tokens) < LEAST_SAVED or any(common_prefix(tokens, other) == len(tokens) for other in others):
             return
         state = self._model.save(slot)
         if len(state) > self._limit:

@@ -1,9 +1,8 @@
 """Requests, slots and the schedule: who is read, who writes, in which batch.
 
 Knows a model only by what `Engine` calls on it, so tests drive it with a scripted one. No threads, no llama_cpp,
-no HTTP: a request's text and its failure wait on the request until somebody takes them.
-
-Not covered yet: reuse of a prompt's cached prefix.
+no HTTP: a request's text and its failure wait on the request until somebody takes them. What is already computed is
+llama_cpp_cache's business.
 """
 
 from __future__ import annotations
@@ -16,16 +15,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from llama_cpp_cache import KVCache, common_prefix
 from llama_cpp_model import Chunk, DecodeError
-from sampling_params import SamplingParams
+from llama_cpp_sampler import SamplingError
+from sampling_params import SampledToken, SamplingParams
 
 logger = logging.getLogger(__name__)
 
-# While others are writing, a newcomer's prompt may hold up a step for about this long; alone, it may take longer,
-# but must come back to the loop now and then, where cancellation and other newcomers wait.
-PROMPT_SECONDS_IN_COMPANY = 0.1
-PROMPT_SECONDS_ALONE = 1.0
+# A step reads prompts for about this long. For those who are writing it is the longest pause that a newcomer causes;
+# for those who wait it is the time until the loop looks at them; a prompt of 100 tokens fits (135M model, 2 cores).
+PROMPT_SECONDS = 0.2
 LEAST_PROMPT_TOKENS = 16  # a step reads at least this much of a prompt, however slow the model
+LEAST_PROMPT_TOKENS_ALONE = 64  # while nobody writes: fewer tokens a step cost a third of the speed
+LEAST_AWAITED = 32  # tokens of a shared prefix; for fewer, waiting a step is not worth it
 FIRST_GUESS_TOKENS_PER_SECOND = 500.0  # before anything has been measured
 SMOOTHING = 0.3  # weight of the newest measurement
 
@@ -40,24 +42,43 @@ class _Model(Protocol):
     def sampler(self, params: SamplingParams, prompt: Sequence[int]) -> Any: ...  # with close()
     def decode(self, chunks: Sequence[Chunk]) -> list[int]: ...
     def sample(self, sampler: Any, index: int, *, forbid_end: bool) -> int: ...
+    def logprobs(self, index: int, token: int, count: int) -> SampledToken: ...
     def keep(self, slot: int, n_tokens: int) -> None: ...
+    def save(self, slot: int) -> Any: ...
+    def restore(self, slot: int, state: Any) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """A token to tell of, once the text has been released up to where this token's ends."""
+
+    token: SampledToken
+    text_end: int
 
 
 class TextAssembler:
     """Turns the bytes of tokens into text: whole characters only, and nothing of a stop string.
 
-    What could still become a stop string is held back until it cannot, or until `finish`.
+    What could still become a stop string is held back until it cannot, or until `finish`; so are the tokens it is in.
     """
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
         self._stop = stop
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
+        self._n_released = 0
+        self._reports: deque[_Report] = deque()
         self.is_stopped = False
 
-    def push(self, piece: bytes) -> str:
-        """The text that is certain now; `is_stopped` tells whether a stop string was reached."""
+    def push(self, piece: bytes, token: SampledToken | None = None) -> str:
+        """The text that is certain now; `is_stopped` tells whether a stop string was reached.
+
+        `token` will come out of `take_tokens` when all of its text has come out of here.
+        """
         self._held += self._decoder.decode(piece)
+        if token is not None:
+            is_mid_character = bool(self._decoder.getstate()[0])
+            self._reports.append(_Report(token, self._n_released + len(self._held) + is_mid_character))
         found = [(start + len(stop), start) for stop in self._stop if (start := self._held.find(stop)) >= 0]
         if found:
             self.is_stopped = True
@@ -68,11 +89,22 @@ class TextAssembler:
 
     def finish(self) -> str:
         """What was held back, once no token can follow. Bytes of an unfinished character are left out."""
-        return self._release(len(self._held))
+        text = self._release(len(self._held))
+        if not self.is_stopped:
+            self._n_released += 1  # the unfinished character; its tokens can be told of
+        return text
+
+    def take_tokens(self) -> list[SampledToken]:
+        """The tokens that can be told of since the last call: never one with a part of a stop string in it."""
+        taken = []
+        while self._reports and self._reports[0].text_end <= self._n_released:
+            taken.append(self._reports.popleft().token)
+        return taken
 
     def _release(self, length: int, *, drop_rest: bool = False) -> str:
         text, rest = self._held[:length], self._held[length:]
         self._held = "" if drop_rest else rest
+        self._n_released += length
         return text
 
 
@@ -96,8 +128,11 @@ class Request:
     prompt: Sequence[int]
     params: SamplingParams
     reply: Any = None
+    logprobs: int | None = None  # how many likeliest tokens to tell of at each place; None tells of none
     allows_empty: bool = True  # whether the very first token may end it
     slot: int | None = None
+    is_begun: bool = False  # whether it has looked for a computed prefix
+    n_cached: int = 0  # prompt tokens that were already computed
     n_read: int = 0  # prompt tokens in the cache
     completion: list[int] = field(default_factory=list)
     finish_reason: str | None = None
@@ -127,13 +162,18 @@ class Request:
         text, self._text = self._text, ""
         return text
 
+    def take_tokens(self) -> list[SampledToken]:
+        """The tokens of that text, if `logprobs` asked for them."""
+        return self._assembler.take_tokens()
+
 
 @dataclass(slots=True)
 class Counters:
     """What the engine has done since it was made; all of it only ever grows."""
 
     requests: int = 0
-    prompt_tokens: int = 0
+    prompt_tokens: int = 0  # of requests that got a slot; cached ones included
+    cached_tokens: int = 0
     completion_tokens: int = 0
     cancelled: int = 0
     failed: int = 0
@@ -143,14 +183,15 @@ class Counters:
 class Engine:
     """Continuous batching: a request joins at the next step and leaves at its own end.
 
-    The order of things: who came first gets a slot first (the lowest free one, because llama.cpp is fast with
-    consecutive slots); in every step all running sequences write one token each, and what is left of the step's
-    budget reads prompts, oldest first. So a newcomer never stops the others; it only makes their steps longer, by
-    a bounded time.
+    The order of things: who came first gets a slot first; in every step all running sequences write one token each,
+    and what is left of the step's budget reads prompts, oldest first. So a newcomer never stops the others; it only
+    makes their steps longer, by a bounded time. Who shares the beginning of a prompt with somebody that is reading it
+    right now waits until that has been computed, once for all.
     """
 
-    def __init__(self, model: _Model, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, model: _Model, n_saved_bytes: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
         self.model = model
+        self.cache = KVCache(model, n_saved_bytes)
         self.counters = Counters()
         self.waiting: deque[Request] = deque()
         self.running: dict[int, Request] = {}
@@ -187,15 +228,17 @@ class Engine:
     def step(self) -> bool:
         """One batch through the model; True if some request got its first token or ended."""
         self._admit()
+        self._close_gaps()
+        self._begin_reading()
         batch = self._build_batch()
         outputs = self._decode(batch)
         if outputs is None:
             return True
         is_news = False
         for (request, chunk), index in zip(batch, outputs, strict=True):
+            self.cache.extend(chunk.slot, chunk.tokens)
             if request.is_reading:
                 request.n_read += len(chunk.tokens)
-                self.counters.prompt_tokens += len(chunk.tokens)
             if chunk.wants_logits:
                 self._write(request, index)
                 is_news = is_news or request.is_finished or len(request.completion) == 1
@@ -205,7 +248,7 @@ class Engine:
     # --- the parts of a step
 
     def _admit(self) -> None:
-        """Gives free slots to those who wait, first come, first served."""
+        """Gives free slots, the lowest first, to those who wait, first come, first served."""
         free = (slot for slot in range(self.model.n_slots) if slot not in self.running)
         for slot in free:
             if not self.waiting:
@@ -216,28 +259,61 @@ class Engine:
             request._sampler = self.model.sampler(request.params, request.prompt)
             self.running[slot] = request
 
+    def _close_gaps(self) -> None:
+        """Moves sequences so that the running slots are consecutive.
+
+        llama.cpp decodes each run of consecutive slots in a pass of its own, and a second pass reads all the weights
+        again: it takes as long as the first. Moving a sequence is done once, and is cheaper than one such pass.
+        """
+        lowest = min(self.running, default=0)
+        for gap in range(lowest, lowest + len(self.running)):
+            if gap not in self.running:
+                last = max(self.running)
+                request = self.running.pop(last)
+                if request.is_begun:
+                    self.cache.move(last, gap)
+                request.slot = gap
+                self.running[gap] = request
+
+    def _begin_reading(self) -> None:
+        """Lets newcomers take over the longest prefix of their prompt that is computed, or wait for a longer one."""
+        for request in self._by_age():
+            if request.is_begun:
+                continue
+            others = [other.prompt for other in self.running.values() if other.is_begun and other.is_reading]
+            coming = max((common_prefix(request.prompt, prompt) for prompt in others), default=0)
+            if coming >= self.cache.length_known(request.prompt) + LEAST_AWAITED:
+                continue
+            assert request.slot is not None
+            request.is_begun = True
+            request.n_cached = request.n_read = self.cache.claim(request.slot, request.prompt)
+            self.counters.prompt_tokens += len(request.prompt)
+            self.counters.cached_tokens += request.n_cached
+
     def _build_batch(self) -> list[tuple[Request, Chunk]]:
         """Everybody's next token, then prompts within the budget; in ascending order of slot (see Model.decode)."""
         batch = []
         budget = self._prompt_budget()
-        for request in sorted(self.running.values(), key=lambda request: request.submitted_at):
+        for request in self._by_age():
             assert request.slot is not None
-            if request.is_reading:
+            if not request.is_reading:
+                position = len(request.prompt) + len(request.completion) - 1
+                batch.append((request, Chunk(request.slot, position, request.completion[-1:], True)))
+            elif request.is_begun and budget:
                 tokens = request.prompt[request.n_read : request.n_read + budget]
                 budget -= len(tokens)
                 is_last = request.n_read + len(tokens) == len(request.prompt)
-                if tokens:
-                    batch.append((request, Chunk(request.slot, request.n_read, tokens, is_last)))
-            else:
-                position = len(request.prompt) + len(request.completion) - 1
-                batch.append((request, Chunk(request.slot, position, request.completion[-1:], True)))
+                batch.append((request, Chunk(request.slot, request.n_read, tokens, is_last)))
         return sorted(batch, key=lambda pair: pair[1].slot)
+
+    def _by_age(self) -> list[Request]:
+        return sorted(self.running.values(), key=lambda request: request.submitted_at)
 
     def _prompt_budget(self) -> int:
         """Prompt tokens that this step may read, from the speed measured so far."""
         n_writing = sum(not request.is_reading for request in self.running.values())
-        seconds = PROMPT_SECONDS_IN_COMPANY if n_writing else PROMPT_SECONDS_ALONE
-        affordable = max(LEAST_PROMPT_TOKENS, int(self._prompt_tokens_per_second * seconds))
+        least = LEAST_PROMPT_TOKENS if n_writing else LEAST_PROMPT_TOKENS_ALONE
+        affordable = max(least, int(self._prompt_tokens_per_second * PROMPT_SECONDS))
         return min(affordable, self.model.n_batch - n_writing)
 
     def _decode(self, batch: list[tuple[Request, Chunk]]) -> list[int] | None:
@@ -247,10 +323,11 @@ class Engine:
             outputs = self.model.decode([chunk for _, chunk in batch])
         except DecodeError as error:
             logger.exception("A batch of %d sequences failed", len(batch))
-            for request, _ in batch:
+            for request, chunk in batch:
                 request.error = f"The model failed: {error}."
                 self.counters.failed += 1
                 self._retire(request, "error")
+                self.cache.clear(chunk.slot)  # nobody knows what has been computed
             return None
         n_prompt = sum(len(chunk.tokens) for request, chunk in batch if request.is_reading)
         if n_prompt >= LEAST_PROMPT_TOKENS:
@@ -261,7 +338,14 @@ class Engine:
     def _write(self, request: Request, index: int) -> None:
         """Samples a request's next token, and ends the request if that was its last."""
         is_first = not request.completion
-        token = self.model.sample(request._sampler, index, forbid_end=is_first and not request.allows_empty)
+        forbid_end = request.params.ignore_eos or (is_first and not request.allows_empty)
+        try:
+            token = self.model.sample(request._sampler, index, forbid_end=forbid_end)
+        except SamplingError as error:
+            request.error = f"The model failed: {error}."
+            self.counters.failed += 1
+            self._retire(request, "error")
+            return
         if is_first:
             request.first_token_at = self._clock()
         request.completion.append(token)
@@ -269,7 +353,8 @@ class Engine:
         if self.model.is_end(token):
             self._retire(request, "stop")
             return
-        request._text += request._assembler.push(self.model.piece(token))
+        told = None if request.logprobs is None else self.model.logprobs(index, token, request.logprobs)
+        request._text += request._assembler.push(self.model.piece(token), told)
         if request._assembler.is_stopped:
             self._retire(request, "stop")
         elif (
@@ -282,8 +367,7 @@ class Engine:
         if request.slot is None:
             self.waiting.remove(request)
         else:
-            del self.running[request.slot]
-            self.model.keep(request.slot, 0)
+            del self.running[request.slot]  # what it computed stays in the slot's cache, for whoever comes next
         if request._sampler is not None:
             request._sampler.close()
             request._sampler = None

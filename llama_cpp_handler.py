@@ -14,28 +14,34 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 import psutil
 from ts.context import Context
-from ts.metrics.metric_type_enum import MetricTypes
 from ts.protocol.otf_message_handler import create_predict_response
 
-from llama_cpp_api import JSON_TYPE, ApiError, ApiRequest, Reply, Route, Usage, find_route, models_body, parse_request
+from llama_cpp_api import ApiError, ApiRequest, Route, find_route, parse_request
 from llama_cpp_engine import Engine, Request
+from llama_cpp_metrics import EngineMetrics
 from llama_cpp_model import Model, ModelLoadError, PromptTooLong, TemplateError, physical_cores
+from llama_cpp_reply import JSON_TYPE, Reply, Usage, models_body
+from sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
 
-# Answering per token would cost more than a third of the speed with one client: while Java and Python hold a core for
-# a moment, all of llama.cpp's spinning threads wait. 25 updates a second are still smoother than anybody reads.
-SLICE_SECONDS = 0.04
+# Between two slices 2 to 3 ms pass in TorchServe (tried, 2 cores), during which nothing is computed: 3 % of this, 6 %
+# of 40 ms, and more than a third if every token were told at once. 12 updates a second are still faster than anybody
+# reads; a first token and an end are told at once, and a model slower than that tells every token.
+SLICE_SECONDS = 0.08
 
 # In continuous batching TorchServe calls `handle` again within milliseconds as long as a client is connected.
 # When the last one hangs up it just stops calling, until a new request comes.
 SILENCE_SECONDS = 0.3
+
+SAVED_CACHE_SHARE = 1 / 10  # of the free memory, for sequences that had to leave their slot
 
 DEFAULT_SETTINGS: dict[str, str | int] = {
     "model_name": "llama-cpp",
@@ -44,15 +50,6 @@ DEFAULT_SETTINGS: dict[str, str | int] = {
     "n_batch": 512,
     "n_gpu_layers": -1,
     "n_threads": 0,
-}
-
-GAUGES = ("llamacpp_slots", "llamacpp_slots_busy", "llamacpp_requests_waiting")
-COUNTERS = {  # metric: field of the engine's counters
-    "llamacpp_requests_total": "requests",
-    "llamacpp_requests_cancelled_total": "cancelled",
-    "llamacpp_requests_failed_total": "failed",
-    "llamacpp_prompt_tokens_total": "prompt_tokens",
-    "llamacpp_completion_tokens_total": "completion_tokens",
 }
 
 
@@ -73,16 +70,14 @@ class LlamaCppHandler:
             n_gpu_layers=int(settings["n_gpu_layers"]),
             n_threads=int(settings["n_threads"]),
         )
-        self._engine = Engine(self._model)
-        self._open: dict[str, Request] = {}
+        n_saved_bytes = int(psutil.virtual_memory().available * SAVED_CACHE_SHARE)
+        self._engine = Engine(self._model, n_saved_bytes)
+        self._fingerprint = self._model.fingerprint()
+        self._open: dict[str, list[Request]] = {}  # by TorchServe's request id: one for each choice of an answer
 
-        self._metrics = context.metrics
-        for name in (*GAUGES, *COUNTERS):
-            kind = MetricTypes.COUNTER if name in COUNTERS else MetricTypes.GAUGE
-            self._metrics.add_metric_to_cache(name, "count", ["ModelName", "WorkerName"], kind)
-        self._reported: dict[str, int] = {}  # nothing yet: the first report has all of them, zeros too
-        self._metric_labels = [context.model_name, worker_name()]
-        self._report_metrics()
+        self._metrics = EngineMetrics(self._engine, context.metrics, context.model_name, worker_name())
+        self._metrics.report()
+        quiet_torchserve()
         signal.signal(signal.SIGALRM, self._on_silence)
         logger.info("Serving %s", json.dumps(self._model.describe()))
 
@@ -93,14 +88,13 @@ class LlamaCppHandler:
             self._model.set_threads(max(1, physical_cores() // count_workers()))
         present = set(context.request_ids.values())
         for request_id in [known for known in self._open if known not in present]:
-            self._engine.cancel(self._open[request_id])
             self._close(request_id)
         answered_at_once = self._receive(data, context)
 
         while True:
             self._engine.run(SLICE_SECONDS)
             results = self._answer(context, answered_at_once, size=len(data))
-            self._report_metrics()
+            self._metrics.report()
             if self._is_continuous or self._engine.is_idle:
                 break
             # The pieces of a batch that is not done yet. At least one of them says that more will come; if none
@@ -126,7 +120,8 @@ class LlamaCppHandler:
             try:
                 route = find_route(context.get_request_header(index, "url_path") or "")
                 if route is Route.MODELS:
-                    answers[index] = json.dumps(models_body(self._model_name, self._describe()))
+                    created = int(Path(self._model.path).stat().st_mtime)
+                    answers[index] = json.dumps(models_body(self._model_name, created, self._describe()))
                     context.set_response_content_type(index, JSON_TYPE)
                 else:
                     self._submit(request_id, parse_request(route, data[index]))
@@ -138,13 +133,43 @@ class LlamaCppHandler:
         return answers
 
     def _submit(self, request_id: str, wanted: ApiRequest) -> None:
+        self._check_vocabulary(wanted)
+        tokens = self._tokenize(wanted)
+        reply = Reply(wanted, request_id, self._model_name, self._fingerprint)
+        choices = [
+            Request(
+                tokens,
+                choice_params(wanted.params, index),
+                reply=reply,
+                logprobs=wanted.logprobs,
+                # Without its template, many an instruct model ends at once; with a raw prompt, people want to see text.
+                allows_empty=wanted.messages is not None,
+            )
+            for index in range(wanted.n)
+        ]
+        for choice in choices:
+            self._engine.submit(choice)
+        self._open[request_id] = choices
+
+    def _check_vocabulary(self, wanted: ApiRequest) -> None:
+        """What only the model can tell; raises ApiError."""
+        tokens = {"logit_bias": list(wanted.params.logit_bias)}
+        tokens["prompt"] = wanted.prompt if isinstance(wanted.prompt, list) else []
+        for param, ids in tokens.items():
+            if max(ids, default=0) >= self._model.n_vocab:
+                raise ApiError(f"{param}: the model's tokens are 0 to {self._model.n_vocab - 1:,}.", param=param)
+
+    def _tokenize(self, wanted: ApiRequest) -> list[int]:
+        """The prompt's tokens, at least one and fewer than the context window has; raises ApiError."""
         param = "prompt" if wanted.messages is None else "messages"
         try:
-            if wanted.messages is None:
-                assert wanted.prompt is not None
+            if wanted.messages is not None:
+                tokens = self._model.tokenize_chat(wanted.messages)
+            elif isinstance(wanted.prompt, str):
                 tokens = self._model.tokenize_prompt(wanted.prompt)
             else:
-                tokens = self._model.tokenize_chat(wanted.messages)
+                assert wanted.prompt is not None
+                tokens = wanted.prompt
         except PromptTooLong as error:
             raise ApiError(f"{param}: {error}.", param=param, code="context_length_exceeded") from error
         except TemplateError as error:
@@ -158,15 +183,7 @@ class LlamaCppHandler:
                 param=param,
                 code="context_length_exceeded",
             )
-        request = Request(
-            tokens,
-            wanted.params,
-            reply=Reply(wanted, request_id, self._model_name),
-            # Without its template, many an instruct model ends at once; who sends a raw prompt wants to see something.
-            allows_empty=wanted.messages is not None,
-        )
-        self._engine.submit(request)
-        self._open[request_id] = request
+        return tokens
 
     def _describe(self) -> dict[str, object]:
         return self._model.describe() | {"batching": "continuous" if self._is_continuous else "dynamic"}
@@ -183,19 +200,15 @@ class LlamaCppHandler:
         results = [""] * size
         is_last: dict[int, bool | None] = {}
         for index, request_id in context.request_ids.items():
-            request = self._open.get(request_id)
-            if request is None:
+            choices = self._open.get(request_id)
+            if choices is None:
                 results[index], is_last[index] = answered_at_once[index], None
                 continue
-            reply = request.reply
+            reply = choices[0].reply
             context.set_response_content_type(index, reply.content_type)
-            results[index] = reply.push(request.take_text())
+            results[index] = tell_news(reply, choices)
             is_last[index] = False
-            if request.is_finished:
-                if request.error:
-                    results[index] += reply.fail(request.error)
-                else:
-                    results[index] += reply.finish(request.finish_reason, usage_of(request))
+            if all(choice.is_finished for choice in choices) or any(choice.error for choice in choices):
                 is_last[index] = True if reply.is_sent else None
                 self._close(request_id)
             reply.is_sent = True
@@ -203,14 +216,19 @@ class LlamaCppHandler:
         return results
 
     def _close(self, request_id: str) -> None:
-        request = self._open.pop(request_id)
+        """Forgets an answer, and ends whatever of it has not ended."""
+        choices = self._open.pop(request_id)
+        for choice in choices:
+            self._engine.cancel(choice)
+            self._metrics.observe(choice)
         logger.info(
-            "request %s: %d prompt tokens, %d completion tokens, %.2f s, %s",
+            "request %s: %d prompt tokens, %d cached, %d completion tokens, %.2f s, %s",
             request_id,
-            len(request.prompt),
-            len(request.completion),
-            (request.finished_at or 0.0) - request.submitted_at,
-            request.finish_reason,
+            len(choices[0].prompt),
+            min(choice.n_cached for choice in choices),
+            sum(len(choice.completion) for choice in choices),
+            max((choice.finished_at or 0.0) - choice.submitted_at for choice in choices),
+            ", ".join(str(choice.finish_reason) for choice in choices),
         )
 
     def _on_silence(self, _signal: int, _frame: FrameType | None) -> None:
@@ -219,23 +237,17 @@ class LlamaCppHandler:
         The requests are cancelled by the next call, which will not name them. Should TorchServe only have been
         slow, they go on as if nothing had happened.
         """
-        self._report_metrics(is_silent=True)
+        self._metrics.report(is_silent=True)
 
-    def _report_metrics(self, is_silent: bool = False) -> None:
-        """Tells TorchServe what has changed; each value is a line on stdout, which its frontend reads."""
-        now = {name: getattr(self._engine.counters, field) for name, field in COUNTERS.items()}
-        now["llamacpp_slots"] = self._model.n_slots
-        now["llamacpp_slots_busy"] = 0 if is_silent else len(self._engine.running)
-        now["llamacpp_requests_waiting"] = 0 if is_silent else len(self._engine.waiting)
-        is_calm = now["llamacpp_slots_busy"] == self._reported.get("llamacpp_slots_busy")
-        for name, value in now.items():
-            before = self._reported.get(name)
-            if value == before or (is_calm and name.endswith("_tokens_total")):
-                continue  # token counters follow when a slot changes hands, not 25 times a second
-            kind = MetricTypes.COUNTER if name in COUNTERS else MetricTypes.GAUGE
-            change = value - (before or 0) if name in COUNTERS else value
-            self._metrics.get_metric(name, kind).add_or_update(change, self._metric_labels)
-            self._reported[name] = value
+
+def quiet_torchserve() -> None:
+    """Drops the two lines that TorchServe's worker prints for every slice: its frontend would parse each of them."""
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith(("Backend received inference", "[METRICS]PredictionTime"))
+
+    for name in ("", "ts.metrics.caching_metric"):
+        logging.getLogger(name).addFilter(is_wanted)
 
 
 def read_settings(yaml_config: Mapping[str, object] | None) -> dict[str, str | int]:
@@ -281,15 +293,40 @@ def count_workers() -> int:
     return max(1, workers)
 
 
-def usage_of(request: Request) -> Usage:
-    """Counts and times of a finished request. One that was never admitted spent all its time in the queue."""
-    finished = request.finished_at or 0.0
-    admitted = finished if request.admitted_at is None else request.admitted_at
-    first_token = finished if request.first_token_at is None else request.first_token_at
+def choice_params(params: SamplingParams, index: int) -> SamplingParams:
+    """A seed gives each choice another one, and the same ones next time."""
+    if params.seed is None or index == 0:
+        return params
+    return replace(params, seed=(params.seed + index) % (2**32 - 1))
+
+
+def tell_news(reply: Reply, choices: Sequence[Request]) -> str:
+    """What can be sent of an answer's choices since the last time; the end of it if they have all ended."""
+    news = ""
+    for index, choice in enumerate(choices):
+        was_told = reply.is_ended(index)
+        news += reply.push(index, choice.take_text(), choice.take_tokens())
+        if choice.error:
+            return news + reply.fail(choice.error)
+        if choice.finish_reason and not was_told:
+            news += reply.end(index, choice.finish_reason)
+    if all(choice.is_finished for choice in choices):
+        news += reply.finish(usage_of(choices))
+    return news
+
+
+def usage_of(choices: Sequence[Request]) -> Usage:
+    """Counts and times of a finished answer. What was never admitted spent all its time in the queue."""
+    finished = max(choice.finished_at or 0.0 for choice in choices)
+    submitted = choices[0].submitted_at
+    admitted = min(finished if choice.admitted_at is None else choice.admitted_at for choice in choices)
+    first_token = min(finished if choice.first_token_at is None else choice.first_token_at for choice in choices)
     return Usage(
-        prompt_tokens=len(request.prompt),
-        completion_tokens=len(request.completion),
-        queue_ms=1000 * (admitted - request.submitted_at),
+        prompt_tokens=len(choices[0].prompt),
+        cached_tokens=min(choice.n_cached for choice in choices),
+        completion_tokens=sum(len(choice.completion) for choice in choices),
+        queue_ms=1000 * (admitted - submitted),
         prompt_ms=1000 * (first_token - admitted),
         predicted_ms=1000 * (finished - first_token),
+        n_choices=len(choices),
     )

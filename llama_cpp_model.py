@@ -1,4 +1,4 @@
-"""The only file that knows llama.cpp's C API and the GGUF: tokens, chat template, decode, sample, quantize.
+"""All that is said to llama.cpp but for the samplers, and the GGUF: tokens, chat template, decode, quantize.
 
 Knows nothing of requests, schedules or TorchServe. Not thread-safe: llama.cpp crashes or freezes when two
 threads use one context, so one thread owns a Model (in the worker, its only one).
@@ -9,6 +9,7 @@ Not covered: encoder-decoder and recurrent models, images, adapters (LoRA), more
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import logging
 import re
 import secrets
@@ -16,14 +17,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 
 import jinja2
 import llama_cpp
+import numpy as np
 import psutil
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from sampling_params import SamplingParams
+from llama_cpp_sampler import Sampler, Vocabulary, log_probabilities
+from sampling_params import SampledToken, SamplingParams, TokenLogprob
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +38,6 @@ RAW_CHAT_TEMPLATE = (
     "{{ {'system': '', 'user': 'Question: ', 'assistant': 'Answer: '}[message.role] + message.content + '\n' }}"
     "{%- endfor %}Answer:"
 )
-PENALTY_LAST_TOKENS = 64
 MEMORY_SHARE = 1 / 3  # of the free memory, for the KV cache: the weights and other workers need room, too
 CELL_ALIGNMENT = 256  # llama.cpp rounds the cells of a sequence up to a multiple of this
 NO_ROOM_IN_CACHE = 1  # llama_decode's return value
@@ -80,42 +84,6 @@ class Chunk:
     wants_logits: bool  # of the last token
 
 
-class Sampler:
-    """A sampler chain of one sequence. Order of the links as in llama.cpp's own server."""
-
-    def __init__(self, params: SamplingParams, n_vocab: int, prompt: Sequence[int]) -> None:
-        chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
-        self._chain = chain
-
-        def link(sampler: object) -> None:
-            llama_cpp.llama_sampler_chain_add(chain, sampler)
-
-        if params.repeat_penalty != 1.0:
-            link(llama_cpp.llama_sampler_init_penalties(n_vocab, PENALTY_LAST_TOKENS, params.repeat_penalty, 0.0, 0.0))
-        if params.temperature == 0:
-            link(llama_cpp.llama_sampler_init_greedy())
-        else:
-            if params.top_k > 0:
-                link(llama_cpp.llama_sampler_init_top_k(params.top_k))
-            if params.top_p < 1:
-                link(llama_cpp.llama_sampler_init_top_p(params.top_p, 1))
-            if params.min_p > 0:
-                link(llama_cpp.llama_sampler_init_min_p(params.min_p, 1))
-            link(llama_cpp.llama_sampler_init_temp(params.temperature))
-            seed = secrets.randbits(32) if params.seed is None else params.seed
-            link(llama_cpp.llama_sampler_init_dist(seed))
-        for token in prompt[-PENALTY_LAST_TOKENS:]:
-            llama_cpp.llama_sampler_accept(chain, token)
-
-    def sample(self, context: object, index: int) -> int:
-        """Chooses and accepts a token from the logits at batch `index` of the last decode."""
-        return llama_cpp.llama_sampler_sample(self._chain, context, index)
-
-    def close(self) -> None:
-        """Frees the chain; the sampler is unusable afterwards."""
-        llama_cpp.llama_sampler_free(self._chain)
-
-
 class Model:
     """A GGUF and one llama.cpp context with `n_slots` sequences, each with a cache of `window` tokens of its own.
 
@@ -147,7 +115,7 @@ class Model:
         if not self._model:
             raise ModelLoadError(f"llama.cpp cannot load '{path}': is it a whole GGUF file? Its log has the reason.")
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
-        self._n_vocab = llama_cpp.llama_vocab_n_tokens(self._vocab)
+        self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
 
         self.n_slots = n_slots
         self.n_ctx_train = llama_cpp.llama_model_n_ctx_train(self._model)
@@ -166,11 +134,12 @@ class Model:
         self._batch = llama_cpp.llama_batch_init(self.n_batch, 0, 1)
         self._piece_buffer = ctypes.create_string_buffer(512)
 
-        texts = [llama_cpp.llama_vocab_get_text(self._vocab, token) or b"" for token in range(self._n_vocab)]
+        texts = [llama_cpp.llama_vocab_get_text(self._vocab, token) or b"" for token in range(self.n_vocab)]
         self._longest_piece = max(map(len, texts))
         self._end_tokens = frozenset(
-            token for token in range(self._n_vocab) if llama_cpp.llama_vocab_is_eog(self._vocab, token)
+            token for token in range(self.n_vocab) if llama_cpp.llama_vocab_is_eog(self._vocab, token)
         )
+        self._vocabulary = Vocabulary(self.n_vocab, self._end_tokens, lambda: self._all_pieces)
         self._split_controls = self._control_token_splitter(texts)
         self._load_template(texts)
 
@@ -191,9 +160,21 @@ class Model:
             "gpu_offload": bool(llama_cpp.llama_supports_gpu_offload()),
         }
 
+    def fingerprint(self) -> str:
+        """The same for answers of the same file (by its name and size) and the same llama.cpp."""
+        path = Path(self.path)
+        identity = f"{path.name} {path.stat().st_size} {version('llama-cpp-python')}"
+        return f"fp_{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
+
     def set_threads(self, n_threads: int) -> None:
         """Threads for the next decode; takes effect at once."""
         llama_cpp.llama_set_n_threads(self._context, n_threads, n_threads)
+
+    def close(self) -> None:
+        """Frees everything; the model is unusable afterwards. (A worker just ends.)"""
+        llama_cpp.llama_batch_free(self._batch)
+        llama_cpp.llama_free(self._context)
+        llama_cpp.llama_model_free(self._model)
 
     # --- text to tokens and back
 
@@ -222,16 +203,32 @@ class Model:
             )
         except (jinja2.TemplateError, TypeError) as error:
             raise TemplateError(f"the model's chat template refuses these messages: {error}") from error
-        tokens: list[int] = []
-        for index, part in enumerate(text.split(mark)):
-            # The template has already written BOS. Every second part lies between two marks.
-            tokens += self._tokenize(part, add_special=not self._has_own_template, parse_special=index % 2 == 0)
-        return tokens
+        parts = text.split(mark)  # every second one lies between two marks
+        if len(parts) == 1:
+            # The template has already written BOS.
+            return self._tokenize(text, add_special=not self._has_own_template, parse_special=True)
+        return self._tokenize_guarded(parts)
 
-    def piece(self, token: int) -> bytes:
-        """The bytes a token stands for: perhaps a part of a character; nothing for a control token."""
+    def _tokenize_guarded(self, parts: Sequence[str]) -> list[int]:
+        """As llama.cpp does it: the text between control tokens whole, since SentencePiece begins each with a space."""
+        bos = llama_cpp.llama_vocab_bos(self._vocab)
+        tokens = [] if self._has_own_template or not llama_cpp.llama_vocab_get_add_bos(self._vocab) else [bos]
+        run = ""
+        for index, part in enumerate(parts):
+            pieces = [part] if index % 2 else re.split(f"({self._split_controls.pattern})", part)
+            for position, piece in enumerate(pieces):
+                if position % 2 == 0:
+                    run += piece
+                    continue
+                tokens += self._tokenize(run, add_special=False, parse_special=False)
+                tokens += self._tokenize(piece, add_special=False, parse_special=True)
+                run = ""
+        return tokens + self._tokenize(run, add_special=False, parse_special=False)
+
+    def piece(self, token: int, *, shows_control: bool = False) -> bytes:
+        """The bytes a token stands for: perhaps a part of a character; nothing for a control token, or its name."""
         length = llama_cpp.llama_token_to_piece(
-            self._vocab, token, self._piece_buffer, len(self._piece_buffer), 0, False
+            self._vocab, token, self._piece_buffer, len(self._piece_buffer), 0, shows_control
         )
         assert length >= 0, f"token {token} is longer than {len(self._piece_buffer)} bytes"
         return self._piece_buffer.raw[:length]
@@ -244,7 +241,7 @@ class Model:
 
     def sampler(self, params: SamplingParams, prompt: Sequence[int]) -> Sampler:
         """A sampler chain for one completion of `prompt` (tokens); close it when the completion ends."""
-        return Sampler(params, self._n_vocab, prompt)
+        return Sampler(params, self._vocabulary, prompt)
 
     def decode(self, chunks: Sequence[Chunk]) -> list[int]:
         """Reads at most `n_batch` tokens into the cache; returns the batch index of each chunk's last token.
@@ -272,16 +269,50 @@ class Model:
         return last_indices
 
     def sample(self, sampler: Sampler, index: int, *, forbid_end: bool) -> int:
-        """The next token, from the logits at batch `index` of the last decode; no end token if that is forbidden."""
-        if forbid_end:
-            logits = llama_cpp.llama_get_logits_ith(self._context, index)
-            for token in self._end_tokens:
-                logits[token] = float("-inf")
-        return sampler.sample(self._context, index)
+        """The next token, from the logits at batch `index` of the last decode; no end token if that is forbidden.
+
+        (Where a grammar lets nothing else follow, it is an end token nevertheless.) Raises SamplingError.
+        """
+        if not forbid_end:
+            return sampler.sample(self._context, index)
+        logits = llama_cpp.llama_get_logits_ith(self._context, index)
+        kept = {token: logits[token] for token in self._end_tokens}
+        for token in kept:
+            logits[token] = float("-inf")
+        try:
+            return sampler.sample(self._context, index)
+        finally:
+            for token, logit in kept.items():  # `logprobs` may want them
+                logits[token] = logit
+
+    def logprobs(self, index: int, token: int, count: int) -> SampledToken:
+        """A token sampled from the logits at batch `index`, with the `count` likeliest ones before any sampler."""
+        logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self._context, index), (self.n_vocab,))
+        (_, logprob), *likeliest = log_probabilities(logits, token, count)
+        return SampledToken(
+            TokenLogprob(self.piece(token), logprob),
+            tuple(TokenLogprob(self.piece(other, shows_control=True), value) for other, value in likeliest),
+        )
+
+    # --- what a slot's cache holds
 
     def keep(self, slot: int, n_tokens: int) -> None:
         """Forgets all but the first `n_tokens` of a slot's sequence."""
         llama_cpp.llama_memory_seq_rm(self._memory, slot, n_tokens, -1)
+
+    def save(self, slot: int) -> ctypes.Array[ctypes.c_uint8]:
+        """A copy of a slot's sequence, as bytes for `restore`."""
+        size = llama_cpp.llama_state_seq_get_size(self._context, slot)
+        state = (ctypes.c_uint8 * size)()
+        written = llama_cpp.llama_state_seq_get_data(self._context, state, size, slot)
+        assert written == size, f"{written} of {size} bytes of a sequence were written"
+        return state
+
+    def restore(self, slot: int, state: ctypes.Array[ctypes.c_uint8]) -> None:
+        """Puts a saved sequence into a slot, instead of what the slot held."""
+        self.keep(slot, 0)
+        read = llama_cpp.llama_state_seq_set_data(self._context, state, len(state), slot)
+        assert read == len(state), "a saved sequence did not fit a slot"
 
     # --- set-up
 
@@ -301,6 +332,10 @@ class Model:
         if fitting < window:
             logger.warning("Context window shortened from %d to %d tokens: memory is short.", window, fitting)
         return min(window, fitting)
+
+    @cached_property
+    def _all_pieces(self) -> list[bytes]:
+        return [self.piece(token) for token in range(self.n_vocab)]
 
     def _control_token_splitter(self, texts: Sequence[bytes]) -> re.Pattern[str]:
         special = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN

@@ -45,7 +45,19 @@ ARCHITECTURE = "LlamaForCausalLM"
 WEIGHTS = {"model.safetensors": "model*.safetensors", "pytorch_model.bin": "pytorch_model*.bin"}
 CONFIG = "model-config.yaml"
 HANDLER = "llama_cpp_handler.py"
-EXTRA_FILES = ("llama_cpp_api.py", "llama_cpp_engine.py", "llama_cpp_model.py", "sampling_params.py")
+EXTRA_FILES = (
+    "llama_cpp_api.py",
+    "llama_cpp_cache.py",
+    "llama_cpp_engine.py",
+    "llama_cpp_grammar.py",
+    "llama_cpp_matcher.py",
+    "llama_cpp_metrics.py",
+    "llama_cpp_model.py",
+    "llama_cpp_reply.py",
+    "llama_cpp_sampler.py",
+    "llama_cpp_schema.py",
+    "sampling_params.py",
+)
 
 
 class PackagingError(Exception):

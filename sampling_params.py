@@ -1,4 +1,4 @@
-"""Names, defaults and bounds of every sampling parameter of a request.
+"""Names, defaults and bounds of every sampling parameter of a request, and how a sampled token is reported.
 
 Standard library only, so that the worker, the client and the apps share one truth.
 Knows nothing of HTTP, TorchServe or llama.cpp.
@@ -7,12 +7,15 @@ Knows nothing of HTTP, TorchServe or llama.cpp.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 256  # characters; a stop string is held back while it may still match
+MAX_LOGIT_BIASES = 1024
+MAX_GRAMMAR_LENGTH = 65_536  # characters
 
 
 class InvalidParameter(ValueError):
@@ -21,6 +24,7 @@ class InvalidParameter(ValueError):
     def __init__(self, name: str, problem: str) -> None:
         super().__init__(f"{name}: {problem}")
         self.name = name
+        self.problem = problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,8 @@ BOUNDS = {
     "top_k": Bounds(int, 0, 1_000_000),
     "min_p": Bounds(float, 0.0, 1.0),
     "repeat_penalty": Bounds(float, 0.1, 10.0),
+    "frequency_penalty": Bounds(float, -2.0, 2.0),
+    "presence_penalty": Bounds(float, -2.0, 2.0),
     "max_tokens": Bounds(int, 1, 1_000_000),
     "seed": Bounds(int, 0, 2**32 - 2),  # 2**32 - 1 is llama.cpp's "choose one for me"
 }
@@ -62,9 +68,14 @@ class SamplingParams:
     top_k: only that many of the likeliest tokens; 0 turns it off.
     min_p: only tokens at least this probable relative to the likeliest; 0 turns it off.
     repeat_penalty: above 1, tokens among the last 64 become less likely; 1 turns it off.
+    frequency_penalty: above 0, a generated token becomes less likely each time it has come; 0 turns it off.
+    presence_penalty: above 0, a generated token becomes less likely once it has come; 0 turns it off.
+    logit_bias: token id to what is added to its logit, from -100 (never) to 100.
+    grammar: GBNF, as in llama.cpp, that the completion has to follow; who hands it in has checked it.
     max_tokens: tokens to generate at most; None lets the context window decide.
     seed: the same seed gives the same choices for the same logits; None draws one.
     stop: strings that end the completion and are not part of it.
+    ignore_eos: go on to max_tokens even if the model wants to end; for measurements.
 
     Raises InvalidParameter (a ValueError) for a value out of bounds or of the wrong type.
     """
@@ -74,9 +85,14 @@ class SamplingParams:
     top_k: int = 40
     min_p: float = 0.05
     repeat_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
     max_tokens: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] = field(default=())
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    grammar: str | None = None
+    ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         for name, bounds in BOUNDS.items():
@@ -84,6 +100,10 @@ class SamplingParams:
             if value is not None or name not in ("max_tokens", "seed"):
                 object.__setattr__(self, name, bounds.check(name, value))
         object.__setattr__(self, "stop", _checked_stop(self.stop))
+        object.__setattr__(self, "logit_bias", _checked_logit_bias(self.logit_bias))
+        _check_grammar(self.grammar)
+        if not isinstance(self.ignore_eos, bool):
+            raise InvalidParameter("ignore_eos", f"must be true or false, not {_shown(self.ignore_eos)}")
 
     @classmethod
     def from_request(cls, body: Mapping[str, object]) -> SamplingParams:
@@ -93,11 +113,28 @@ class SamplingParams:
 
     def to_request(self) -> dict[str, object]:
         """The same as JSON keys and values, without those that are None."""
-        values = asdict(self) | {"stop": list(self.stop)}
+        biases = {str(token): bias for token, bias in self.logit_bias.items()}
+        values = asdict(self) | {"stop": list(self.stop), "logit_bias": biases}
         return {name: value for name, value in values.items() if value is not None}
 
 
 PARAMETER_NAMES = tuple(parameter.name for parameter in fields(SamplingParams))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token's bytes, perhaps a part of a character, and the natural logarithm of its probability."""
+
+    piece: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """A token of a completion, and those that were likeliest at its place."""
+
+    chosen: TokenLogprob
+    likeliest: tuple[TokenLogprob, ...]
 
 
 def _checked_stop(stop: object) -> tuple[str, ...]:
@@ -109,6 +146,30 @@ def _checked_stop(stop: object) -> tuple[str, ...]:
     if not all(0 < len(string) <= MAX_STOP_LENGTH for string in strings):
         raise InvalidParameter("stop", f"each string must have 1 to {MAX_STOP_LENGTH} characters")
     return tuple(strings)
+
+
+def _checked_logit_bias(biases: object) -> dict[int, float]:
+    if not isinstance(biases, Mapping):
+        raise InvalidParameter("logit_bias", f"must be an object of token ids and numbers, not {_shown(biases)}")
+    if len(biases) > MAX_LOGIT_BIASES:
+        raise InvalidParameter("logit_bias", f"takes at most {MAX_LOGIT_BIASES} tokens, not {len(biases)}")
+    checked = {}
+    for token, bias in biases.items():
+        if isinstance(token, bool) or not re.fullmatch("[0-9]{1,9}", str(token)):
+            raise InvalidParameter("logit_bias", f"{_shown(token)} is no token id")
+        checked[int(token)] = Bounds(float, -100.0, 100.0).check("logit_bias", bias)
+    return checked
+
+
+def _check_grammar(grammar: object) -> None:
+    if grammar is None:
+        return
+    if not isinstance(grammar, str) or not grammar:
+        raise InvalidParameter("grammar", f"must be a text in GBNF, not {_shown(grammar)}")
+    if len(grammar) > MAX_GRAMMAR_LENGTH:
+        raise InvalidParameter(
+            "grammar", f"has {len(grammar):,} characters; at most {MAX_GRAMMAR_LENGTH:,} are possible"
+        )
 
 
 def _shown(value: object) -> str:

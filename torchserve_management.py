@@ -74,8 +74,8 @@ class ServingSettings:
         )
 
 
-# The delay lets requests that a program sends at once start together, and is hardly felt by a person.
-DEFAULT_SETTINGS = ServingSettings(batch_size=8, max_batch_delay_ms=20, workers=1)
+# No delay: with continuous batching whoever comes later joins at the next token.
+DEFAULT_SETTINGS = ServingSettings(batch_size=8, max_batch_delay_ms=0, workers=1)
 
 
 def archive_for(settings: ServingSettings) -> str:

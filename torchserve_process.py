@@ -33,6 +33,12 @@ START_SECONDS = 60.0  # from then until every port answers
 TERMINATE_SECONDS = 20.0  # TorchServe's own shutdown; it waits for nothing after that
 KILL_SECONDS = 10.0
 PORT_PROBE_SECONDS = 0.5
+
+# llama.cpp's threads wait for each other some hundred times a token, and with libgomp's default they spin while they
+# wait. With one other busy program on 2 cores that is a collapse: 3 tokens/s with 8 streams instead of 130 (tried),
+# since the waiting thread keeps the core that the other one needs. 300 rounds cover the usual wait, then a thread
+# sleeps; on a quiet machine that costs nothing measurable. It must be in the environment before the worker starts.
+SPIN_COUNT = "300"
 PORT_FREE_SECONDS = 2.0
 
 MODEL_SERVER = "org.pytorch.serve.ModelServer"
@@ -325,6 +331,7 @@ def _launch(config: ServerConfig, java: Java, folder: Path) -> None:
         "METRICS_LOCATION": str(config.logs),
         "TMPDIR": str(folder),  # the launcher's pid file
         "TEMP": str(folder),  # Java's temp directory
+        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", SPIN_COUNT),
     }
     with _console_log(config).open("wb") as console:
         try:

@@ -10,10 +10,38 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-WORDS = tuple(
-    "river stone lantern winter garden engine copper violin harbour meadow candle thunder velvet compass orchard "
-    "marble falcon ribbon anchor willow ember castle puzzle saddle glacier basket mirror tunnel feather kettle".split()
-)
+WORDS = [
+    "river",
+    "stone",
+    "lantern",
+    "winter",
+    "garden",
+    "engine",
+    "copper",
+    "violin",
+    "harbour",
+    "meadow",
+    "candle",
+    "thunder",
+    "velvet",
+    "compass",
+    "orchard",
+    "marble",
+    "falcon",
+    "ribbon",
+    "anchor",
+    "willow",
+    "ember",
+    "castle",
+    "puzzle",
+    "saddle",
+    "glacier",
+    "basket",
+    "mirror",
+    "tunnel",
+    "feather",
+    "kettle",
+]
 GENERATED = 64
 
 

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Sequence
 
 from llama_cpp_model import Chunk, DecodeError
-from sampling_params import SamplingParams
+from sampling_params import SampledToken, SamplingParams, TokenLogprob
 
 END = 256
 
@@ -33,6 +33,7 @@ class ScriptedModel:
         self.batches: list[list[Chunk]] = []
         self.samplers: list[ScriptedSampler] = []
         self.fail_with: DecodeError | None = None
+        self.n_passes = 0  # runs of consecutive slots, each of which reads all the weights
         self.seconds = 0.0
         self.seconds_per_token = 0.001
         self._script = script
@@ -57,6 +58,7 @@ class ScriptedModel:
             raise error
         slots = [chunk.slot for chunk in chunks]
         assert slots == sorted(set(slots)), "slots must be ascending, each once"
+        self.n_passes += 1 + sum(later != earlier + 1 for earlier, later in zip(slots, slots[1:], strict=False))
         assert 0 < sum(len(chunk.tokens) for chunk in chunks) <= self.n_batch
         indices, size = [], 0
         for chunk in chunks:
@@ -74,8 +76,18 @@ class ScriptedModel:
         token = self._next[index]
         return ord("!") if forbid_end and token == END else token
 
+    def logprobs(self, index: int, token: int, count: int) -> SampledToken:
+        chosen = TokenLogprob(self.piece(token), -0.5)
+        return SampledToken(chosen, (chosen,) * count)
+
     def keep(self, slot: int, n_tokens: int) -> None:
         del self.cache[slot][n_tokens:]
+
+    def save(self, slot: int) -> list[int]:
+        return list(self.cache[slot])
+
+    def restore(self, slot: int, state: list[int]) -> None:
+        self.cache[slot] = list(state)
 
     def _token_after(self, tokens: list[int]) -> int:
         if self._script is not None:

@@ -14,11 +14,23 @@ MODULES = {path.stem: path for path in PROJECT.glob("*.py")}
 # module: those of ours that it may import, beside sampling_params
 ALLOWED = {
     "sampling_params": set(),
-    "llama_cpp_model": set(),
+    "llama_cpp_grammar": set(),
+    "llama_cpp_matcher": {"llama_cpp_grammar"},
+    "llama_cpp_sampler": {"llama_cpp_grammar", "llama_cpp_matcher"},
+    "llama_cpp_model": {"llama_cpp_sampler"},
     "llama_cpp_cache": set(),
-    "llama_cpp_engine": {"llama_cpp_cache", "llama_cpp_model"},
-    "llama_cpp_api": set(),
-    "llama_cpp_handler": {"llama_cpp_api", "llama_cpp_engine", "llama_cpp_model"},
+    "llama_cpp_engine": {"llama_cpp_cache", "llama_cpp_model", "llama_cpp_sampler"},
+    "llama_cpp_metrics": {"llama_cpp_engine"},
+    "llama_cpp_schema": set(),
+    "llama_cpp_api": {"llama_cpp_grammar", "llama_cpp_schema"},
+    "llama_cpp_reply": {"llama_cpp_api"},
+    "llama_cpp_handler": {
+        "llama_cpp_api",
+        "llama_cpp_engine",
+        "llama_cpp_metrics",
+        "llama_cpp_model",
+        "llama_cpp_reply",
+    },
     "torchserve_process": set(),
     "torchserve_client": {"torchserve_process"},
     "torchserve_management": {"torchserve_client", "torchserve_process"},
@@ -30,8 +42,8 @@ ALLOWED = {
 }
 HOMES = {
     "streamlit": {"client_app", "torchserve_server_app"},
-    "ts": {"llama_cpp_handler"},
-    "llama_cpp": {"llama_cpp_model"},
+    "ts": {"llama_cpp_handler", "llama_cpp_metrics"},
+    "llama_cpp": {"llama_cpp_model", "llama_cpp_sampler"},
     "jinja2": {"llama_cpp_model"},
     "torch": set(),
 }

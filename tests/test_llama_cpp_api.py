@@ -1,26 +1,13 @@
-"""The wire without a server: what is accepted, what is refused and how, and what answers look like."""
+"""The wire inwards, without a server: what is accepted, and what is refused and how."""
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from llama_cpp_api import END_OF_STREAM, ApiError, Reply, Route, Usage, find_route, parse_request
+from llama_cpp_api import WITHOUT_EFFECT, ApiError, Route, find_route, parse_request
+from llama_cpp_grammar import parse_gbnf
 
-USAGE = Usage(prompt_tokens=5, completion_tokens=3, queue_ms=1.0, prompt_ms=20.0, predicted_ms=40.0)
 HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
-
-
-def make_reply(route: Route, body: dict[str, object]) -> Reply:
-    return Reply(parse_request(route, {"body": body}), "id-1", "tiny")
-
-
-def events(text: str) -> list[dict]:
-    assert text.endswith(END_OF_STREAM)
-    lines = text.removesuffix(END_OF_STREAM).split("\n\n")[:-1]
-    assert all(line.startswith("data: ") for line in lines)
-    return [json.loads(line.removeprefix("data: ")) for line in lines]
 
 
 @pytest.mark.parametrize(
@@ -46,6 +33,45 @@ def events(text: str) -> list[dict]:
         (Route.CHAT, {**HELLO, "stream_options": {"include_usage": True}}, "stream_options"),
         (Route.CHAT, {**HELLO, "max_tokens": 1, "max_completion_tokens": 1}, "max_completion_tokens"),
         (Route.CHAT, {**HELLO, "model": 5}, "model"),
+        (Route.CHAT, {"messages": [{"role": ["user"], "content": "x"}]}, "messages[0].role"),
+        (Route.CHAT, {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content"),
+        (Route.CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
+        (Route.CHAT, {"messages": [{"role": "user", "content": "x", "name": "Ann"}]}, "messages[0].name"),
+        (Route.CHAT, {**HELLO, "tools": [{"type": "function"}]}, "tools"),
+        (Route.CHAT, {**HELLO, "store": True}, "store"),
+        (Route.CHAT, {**HELLO, "best_of": 2}, "best_of"),
+        (Route.CHAT, {**HELLO, "best_of": True}, "best_of"),
+        (Route.CHAT, {**HELLO, "n": 0}, "n"),
+        (Route.CHAT, {**HELLO, "n": 9}, "n"),
+        (Route.CHAT, {**HELLO, "n": "2"}, "n"),
+        (Route.CHAT, {**HELLO, "logprobs": 1}, "logprobs"),
+        (Route.CHAT, {**HELLO, "top_logprobs": 1}, "top_logprobs"),
+        (Route.CHAT, {**HELLO, "logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        (Route.CHAT, {**HELLO, "max_completion_tokens": 0}, "max_completion_tokens"),
+        (Route.CHAT, {**HELLO, "response_format": "json"}, "response_format"),
+        (Route.CHAT, {**HELLO, "response_format": {"type": ["text"]}}, "response_format"),
+        (Route.CHAT, {**HELLO, "response_format": {"type": "json_schema"}}, "response_format"),
+        (Route.CHAT, {**HELLO, "response_format": {"type": "json_object", "schema": {}}}, "response_format"),
+        (
+            Route.CHAT,
+            {**HELLO, "response_format": {"type": "json_schema", "json_schema": {"schema": 5}}},
+            "response_format",
+        ),
+        (Route.CHAT, {**HELLO, "response_format": {"type": "json_object"}, "grammar": 'root ::= "a"'}, "grammar"),
+        (Route.CHAT, {**HELLO, "grammar": "root ::= nowhere"}, "grammar"),
+        (Route.CHAT, {**HELLO, "grammar": "root ::= \ud800"}, "grammar"),
+        (Route.COMPLETIONS, {"prompt": "a", "logprobs": True}, "logprobs"),
+        (Route.COMPLETIONS, {"prompt": "a", "logprobs": 6}, "logprobs"),
+        (Route.COMPLETIONS, {"prompt": "a", "logprobs": 1, "echo": True}, "logprobs"),
+        (Route.COMPLETIONS, {"prompt": "a", "top_logprobs": 1}, "top_logprobs"),
+        (Route.COMPLETIONS, {"prompt": ["a", "b"]}, "prompt"),
+        (Route.COMPLETIONS, {"prompt": [1, True]}, "prompt"),
+        (Route.COMPLETIONS, {"prompt": [1, -1]}, "prompt"),
+        (Route.COMPLETIONS, {"prompt": [2**31]}, "prompt"),
+        (Route.COMPLETIONS, {"prompt": []}, "prompt"),
+        (Route.COMPLETIONS, {"prompt": [1], "echo": True}, "echo"),
+        (Route.PREDICT, {"prompt": "a", "n": 2}, "n"),
+        (Route.PREDICT, {"prompt": "a", "logprobs": 1}, "logprobs"),
     ],
     ids=lambda value: value.name if isinstance(value, Route) else repr(value)[:50],
 )
@@ -96,48 +122,49 @@ def test_content_may_come_in_text_parts() -> None:
     assert request.messages == HELLO["messages"]
 
 
-def test_the_users_original_call_is_answered_with_prompt_and_completion_as_text() -> None:
-    reply = make_reply(Route.PREDICT, {"prompt": "Question: 1+1? Answer:"})
-    assert reply.push(" tw") == ""
-    assert reply.push("o") == ""
-    assert reply.finish("stop", USAGE) == "Question: 1+1? Answer: two"
-    assert reply.content_type.startswith("text/plain")
+def test_what_asks_for_nothing_is_accepted() -> None:
+    nothing = {"n": None, "seed": None, "logprobs": None, "user": None, "logit_bias": None, "response_format": None}
+    values = {name: allowed[0] if allowed else None for name, allowed in WITHOUT_EFFECT.items()}
+    request = parse_request(Route.CHAT, {"body": {**HELLO, **nothing, **values}})
+    assert (request.n, request.logprobs, request.params.grammar) == (1, None, None)
+    assert parse_request(Route.CHAT, {"body": {**HELLO, **dict.fromkeys(WITHOUT_EFFECT)}}).messages
 
 
-def test_a_whole_chat_answer_is_an_openai_object_with_usage_and_timings() -> None:
-    reply = make_reply(Route.CHAT, HELLO)
-    reply.push("Hi")
-    answer = json.loads(reply.finish("length", USAGE))
-    assert answer["object"] == "chat.completion"
-    assert answer["choices"][0]["message"] == {"role": "assistant", "content": "Hi"}
-    assert answer["choices"][0]["finish_reason"] == "length"
-    assert answer["usage"] == {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
-    assert answer["timings"]["predicted_per_second"] == 50.0
-    assert answer["timings"]["prompt_per_second"] == 250.0
+def test_an_answer_of_ours_can_be_sent_back_as_a_message() -> None:
+    message = {"role": "assistant", "content": "Hi", "refusal": None, "tool_calls": None, "annotations": []}
+    request = parse_request(Route.CHAT, {"body": {"messages": [message, {"role": "developer", "content": "x"}]}})
+    assert request.messages == [{"role": "assistant", "content": "Hi"}, {"role": "system", "content": "x"}]
 
 
-def test_a_streamed_chat_answer_begins_with_the_role_and_ends_with_usage_and_done() -> None:
-    reply = make_reply(Route.CHAT, {**HELLO, "stream": True, "stream_options": {"include_usage": True}})
-    text = reply.push("") + reply.push("Hi") + reply.push("") + reply.finish("stop", USAGE)
-    first, piece, ending, usage = events(text)
-    assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
-    assert piece["choices"][0]["delta"] == {"content": "Hi"}
-    assert (ending["choices"][0]["delta"], ending["choices"][0]["finish_reason"]) == ({}, "stop")
-    assert ending["timings"]["prompt_n"] == 5
-    assert (usage["choices"], usage["usage"]["total_tokens"]) == ([], 8)
-    assert {event["object"] for event in (first, piece, ending, usage)} == {"chat.completion.chunk"}
+@pytest.mark.parametrize(
+    ("prompt", "read"),
+    [("a", "a"), (["a"], "a"), ([5, 6], [5, 6]), ([[5, 6]], [5, 6]), ([5], [5])],
+    ids=repr,
+)
+def test_a_prompt_is_a_text_or_its_tokens_alone_or_in_a_list(prompt: object, read: object) -> None:
+    request = parse_request(Route.COMPLETIONS, {"body": {"prompt": prompt, "logprobs": 2}})
+    assert (request.prompt, request.logprobs) == (read, 2)
 
 
-def test_a_streamed_completion_echoes_its_prompt_first_when_asked() -> None:
-    reply = make_reply(Route.COMPLETIONS, {"prompt": "1 2", "echo": True, "stream": True})
-    texts = [event["choices"][0]["text"] for event in events(reply.push(" 3") + reply.finish("stop", USAGE))]
-    assert "".join(texts) == "1 2 3"
+def test_logprobs_of_a_chat_are_true_and_a_number() -> None:
+    assert parse_request(Route.CHAT, {"body": {**HELLO, "logprobs": True, "top_logprobs": 3}}).logprobs == 3
+    assert parse_request(Route.CHAT, {"body": {**HELLO, "logprobs": True}}).logprobs == 0
+    assert parse_request(Route.CHAT, {"body": {**HELLO, "logprobs": False}}).logprobs is None
 
 
-def test_a_failure_in_mid_answer_is_an_error_object_without_done() -> None:
-    streamed = make_reply(Route.CHAT, {**HELLO, "stream": True})
-    streamed.push("Hi")
-    failure = streamed.fail("The model failed.")
-    assert json.loads(failure.removeprefix("data: "))["error"]["message"] == "The model failed."
-    assert "[DONE]" not in failure
-    assert json.loads(make_reply(Route.CHAT, HELLO).fail("x"))["error"]["type"] == "server_error"
+def test_a_response_format_becomes_a_grammar() -> None:
+    schema = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": schema}}
+    for response_format in (form, {"type": "json_object"}):
+        request = parse_request(Route.CHAT, {"body": {**HELLO, "response_format": response_format}})
+        assert request.params.grammar
+        parse_gbnf(request.params.grammar)
+    assert parse_request(Route.CHAT, {"body": {**HELLO, "response_format": {"type": "text"}}}).params.grammar is None
+
+
+def test_a_schema_that_cannot_be_kept_is_refused_with_the_place_in_it() -> None:
+    schema = {"type": "object", "properties": {"name": {"type": "string", "pattern": "^a$"}}}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    with pytest.raises(ApiError, match="json_schema.schema.properties.name.pattern: is not supported") as refusal:
+        parse_request(Route.CHAT, {"body": {**HELLO, "response_format": form}})
+    assert refusal.value.param == "response_format"

@@ -7,11 +7,11 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scripted_model import ScriptedModel
 
-from llama_cpp_engine import PROMPT_SECONDS_IN_COMPANY, Engine, Request, TextAssembler
+from llama_cpp_engine import LEAST_AWAITED, PROMPT_SECONDS, Engine, Request, TextAssembler
 from llama_cpp_model import DecodeError
 from sampling_params import SamplingParams
+from scripted_model import ScriptedModel
 
 
 def make_request(prompt: str, **params: object) -> Request:
@@ -52,7 +52,7 @@ def test_batched_output_equals_one_at_a_time_output_with_fewer_slots_than_reques
 def test_requests_that_come_and_go_at_any_time_do_not_change_each_others_text(seed: int) -> None:
     dice = random.Random(seed)
     model = ScriptedModel(n_slots=dice.randint(1, 4), n_batch=dice.randint(8, 32))
-    engine = Engine(model)
+    engine = Engine(model, n_saved_bytes=dice.choice([0, 100, 10_000]))
     requests = [make_request(dice.choice(PROMPTS), max_tokens=dice.randint(1, 40)) for _ in range(12)]
     cancelled = set()
     todo = list(requests)
@@ -71,7 +71,6 @@ def test_requests_that_come_and_go_at_any_time_do_not_change_each_others_text(se
             alone = complete_alone(bytes(request.prompt).decode(), max_tokens=request.params.max_tokens)
             assert (request.take_text(), request.finish_reason) == alone
     assert all(sampler.is_closed for sampler in model.samplers)
-    assert not any(model.cache.values())
     assert engine.counters.cancelled == len(cancelled)
 
 
@@ -99,7 +98,7 @@ def test_cancelled_request_frees_its_slot(steps: int) -> None:
         engine.step()
     engine.cancel(victim)
     assert victim.finish_reason == "cancelled"
-    assert not engine.running and not model.cache[0]
+    assert not engine.running
     run_to_end(engine)
     assert follower.take_text() == complete_alone("hello")[0]
     assert engine.counters.cancelled == 1
@@ -144,7 +143,7 @@ def test_a_long_prompt_is_read_in_chunks_and_holds_up_writers_for_a_bounded_time
         engine.step()
         longest = max(longest, model.seconds - before)
     assert sum(len(chunk.tokens) for batch in model.batches for chunk in batch if chunk.slot == 1) >= 3000
-    assert longest <= 1.5 * PROMPT_SECONDS_IN_COMPANY
+    assert longest <= 1.5 * PROMPT_SECONDS
 
 
 def test_completion_ends_at_max_tokens_and_at_the_context_window() -> None:
@@ -220,3 +219,67 @@ def test_stop_strings_cut_at_the_same_place_however_the_pieces_fall(
 def test_bytes_of_an_unfinished_character_are_left_out_at_the_end() -> None:
     assembler = TextAssembler()
     assert assembler.push("né🦙".encode()[:-2]) + assembler.finish() == "né"
+
+
+SYSTEM = "You are a helpful assistant who answers briefly. " * 3
+
+
+def test_a_prompt_that_others_share_is_computed_once_and_changes_no_text() -> None:
+    prompts = [f"{SYSTEM}{number}" for number in range(5)]
+    model = ScriptedModel(n_slots=4, n_batch=48, window=400)
+    engine = Engine(model)
+    requests = [make_request(prompt) for prompt in prompts]
+    for request in requests:
+        engine.submit(request)
+    run_to_end(engine)
+    alone = []
+    for prompt in prompts:
+        single = Engine(ScriptedModel(n_slots=1, window=400))
+        request = make_request(prompt)
+        single.submit(request)
+        run_to_end(single)
+        alone.append(request.take_text())
+    assert [request.take_text() for request in requests] == alone
+    assert requests[0].n_cached == 0
+    assert all(request.n_cached > len(SYSTEM) - LEAST_AWAITED for request in requests[1:])
+
+
+def test_who_waits_for_a_shared_prefix_goes_on_when_its_reader_is_cancelled() -> None:
+    engine = Engine(ScriptedModel(n_slots=2, n_batch=16, window=400))
+    reader, follower = make_request(SYSTEM + "a"), make_request(SYSTEM + "b")
+    engine.submit(reader)
+    engine.submit(follower)
+    engine.step()
+    engine.step()
+    assert follower.n_read == 0
+    engine.cancel(reader)
+    run_to_end(engine)
+    assert follower.finish_reason in ("stop", "length")
+    assert follower.n_cached >= 16
+
+
+def test_the_next_turn_of_a_conversation_computes_only_what_is_new() -> None:
+    model = ScriptedModel(n_slots=2, window=1000)
+    engine = Engine(model)
+    first = make_request(SYSTEM)
+    engine.submit(first)
+    run_to_end(engine)
+    history = bytes([*first.prompt, *(token for token in first.completion if token < 256)]).decode()
+    second = make_request(history + " And now?")
+    engine.submit(second)
+    run_to_end(engine)
+    assert second.n_cached >= len(first.prompt) + len(first.completion) - 2
+
+
+def test_running_slots_are_brought_together_when_others_leave() -> None:
+    model = ScriptedModel(n_slots=4, script=b"a" * 150)
+    engine = Engine(model)
+    requests = [make_request(f"{number}>", max_tokens=100 if number in (1, 3) else 3) for number in range(4)]
+    for request in requests:
+        engine.submit(request)
+    while not requests[0].is_finished:
+        engine.step()
+    passes, steps = model.n_passes, engine.counters.steps
+    run_to_end(engine)
+    assert model.n_passes - passes == engine.counters.steps - steps, "a gap between slots costs a second pass"
+    assert [request.take_text() for request in requests] == ["aaa", "a" * 100, "aaa", "a" * 100]

@@ -27,7 +27,14 @@ import yaml
 
 PROJECT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("package_llama.sh", "package_llama.py", "model-config.yaml", "requirements-convert.txt")
-IN_ARCHIVE = ["llama_cpp_api.py", "llama_cpp_engine.py", "llama_cpp_handler.py", "llama_cpp_model.py"]
+IN_ARCHIVE = [
+    "llama_cpp_api.py",
+    "llama_cpp_cache.py",
+    "llama_cpp_engine.py",
+    "llama_cpp_handler.py",
+    "llama_cpp_metrics.py",
+    "llama_cpp_model.py",
+]
 IN_ARCHIVE += ["model-config.yaml", "sampling_params.py"]
 ARCHIVES = ("llamacpp.tar.gz", "llamacpp-dynamic.tar.gz")
 

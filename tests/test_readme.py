@@ -24,13 +24,14 @@ def test_every_curl_example_answers(server: ServerConfig) -> None:
         ["bash", "-c", script], cwd=server.home, env=environment, capture_output=True, text=True, timeout=300
     )
     assert run.returncode == 0, run.stderr
-    raw, form, chat, _ = run.stdout.split("----")
+    raw, form, chat, metrics, _ = run.stdout.split("----")
     question = "Question: What is the closest star to Earth ? Answer:"
     for answer in (raw, form):
         assert answer.strip().startswith(question)
         assert answer.strip().removeprefix(question).strip()
     assert chat.strip().endswith("data: [DONE]")
     assert "delta" in chat
+    assert "llamacpp_slots_busy" in metrics
 
 
 def test_every_file_and_picture_in_the_readme_exists() -> None:
@@ -40,13 +41,13 @@ def test_every_file_and_picture_in_the_readme_exists() -> None:
 
 
 def test_every_make_target_in_the_readme_exists() -> None:
-    targets = set(re.findall(r"\bmake (\w+)", README)) - {"targets"}
+    targets = {name for pair in re.findall(r"^make (\w+)|`make (\w+)", README, re.MULTILINE) for name in pair if name}
     makefile = (PROJECT / "Makefile").read_text()
     assert targets >= {"chat", "test"}
     assert [target for target in targets if not re.search(rf"^{target}:", makefile, re.MULTILINE)] == []
 
 
 def test_every_metric_in_the_readme_is_one_of_the_engines() -> None:
-    handler = (PROJECT / "llama_cpp_handler.py").read_text()
+    source = (PROJECT / "llama_cpp_metrics.py").read_text()
     metrics = set(re.findall(r"`(llamacpp_\w+)`", README))
-    assert metrics == set(re.findall(r'"(llamacpp_\w+)"', handler))
+    assert metrics == set(re.findall(r'"(llamacpp_\w+)": "', source))

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sampling_params import BOUNDS, MAX_STOP_STRINGS, PARAMETER_NAMES, InvalidParameter, SamplingParams
+from sampling_params import (
+    BOUNDS,
+    MAX_GRAMMAR_LENGTH,
+    MAX_LOGIT_BIASES,
+    MAX_STOP_STRINGS,
+    PARAMETER_NAMES,
+    InvalidParameter,
+    SamplingParams,
+)
 
 
 @pytest.mark.parametrize(
@@ -33,8 +41,21 @@ from sampling_params import BOUNDS, MAX_STOP_STRINGS, PARAMETER_NAMES, InvalidPa
         ("stop", [1]),
         ("stop", [""]),
         ("stop", ["x"] * (MAX_STOP_STRINGS + 1)),
+        ("frequency_penalty", 2.1),
+        ("presence_penalty", "none"),
+        ("logit_bias", [1]),
+        ("logit_bias", {"a": 1}),
+        ("logit_bias", {"-1": 1}),
+        ("logit_bias", {"9" * 5000: 1}),
+        ("logit_bias", {"1": 101}),
+        ("logit_bias", {"1": None}),
+        ("logit_bias", {str(token): 1 for token in range(MAX_LOGIT_BIASES + 1)}),
+        ("grammar", 5),
+        ("grammar", ""),
+        ("grammar", "x" * (MAX_GRAMMAR_LENGTH + 1)),
+        ("ignore_eos", "yes"),
     ],
-    ids=repr,
+    ids=lambda value: repr(value)[:40],
 )
 def test_an_unusable_value_is_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(InvalidParameter) as refusal:
@@ -59,7 +80,21 @@ def test_a_whole_number_is_a_number_and_a_number_without_fraction_an_integer() -
 
 
 def test_request_round_trip_keeps_every_value() -> None:
-    params = SamplingParams(0.5, 0.9, 10, 0.1, 1.1, 20, 7, ("a", "b"))
+    params = SamplingParams(
+        temperature=0.5,
+        top_p=0.9,
+        top_k=10,
+        min_p=0.1,
+        repeat_penalty=1.1,
+        frequency_penalty=0.5,
+        presence_penalty=-2,
+        max_tokens=20,
+        seed=7,
+        stop=("a", "b"),
+        logit_bias={5: -100, 70: 1.5},
+        grammar='root ::= "a"',
+        ignore_eos=True,
+    )
     assert SamplingParams.from_request(params.to_request()) == params
 
 

@@ -8,6 +8,7 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
+from typing import Any
 
 import pytest
 import requests
@@ -107,6 +108,22 @@ def test_eight_streams_overlap_and_take_at_most_07_of_the_time_of_eight_in_turn(
             break  # the machine may be busy with something else: the best of three counts
     print(f"8 at once / 8 in turn: {', '.join(f'{ratio:.2f}' for ratio in ratios)}")
     assert min(ratios) <= 0.7
+
+
+def test_a_shared_beginning_is_computed_once_and_usage_tells(server: ServerConfig) -> None:
+    system = {"role": "system", "content": f"You are a librarian in the year {time.time_ns()}. " * 12}
+
+    def ask(*messages: dict[str, str]) -> dict[str, Any]:
+        answer = post(server, {"messages": [system, *messages], "max_tokens": 8, **GREEDY}, CHAT_PATH).json()
+        return {"text": answer["choices"][0]["message"]["content"], **answer["usage"]}
+
+    question = {"role": "user", "content": "Name a book."}
+    first = ask(question)
+    other = ask({"role": "user", "content": "Recommend an author."})
+    next_turn = ask(question, {"role": "assistant", "content": first["text"]}, {"role": "user", "content": "Another."})
+    assert first["prompt_tokens_details"]["cached_tokens"] < 40
+    assert other["prompt_tokens_details"]["cached_tokens"] > 0.8 * other["prompt_tokens"]
+    assert next_turn["prompt_tokens_details"]["cached_tokens"] >= first["prompt_tokens"] - 1
 
 
 BAD_REQUESTS = {
