@@ -31,9 +31,14 @@ IN_ARCHIVE = [
     "llama_cpp_api.py",
     "llama_cpp_cache.py",
     "llama_cpp_engine.py",
+    "llama_cpp_grammar.py",
     "llama_cpp_handler.py",
+    "llama_cpp_matcher.py",
     "llama_cpp_metrics.py",
     "llama_cpp_model.py",
+    "llama_cpp_reply.py",
+    "llama_cpp_sampler.py",
+    "llama_cpp_schema.py",
 ]
 IN_ARCHIVE += ["model-config.yaml", "sampling_params.py"]
 ARCHIVES = ("llamacpp.tar.gz", "llamacpp-dynamic.tar.gz")
