@@ -126,7 +126,7 @@ class LlamaCppHandler:
                 else:
                     self._submit(request_id, parse_request(route, data[index]))
             except ApiError as error:
-                logger.info("request %s refused with %d: %s", request_id, error.status, error.param or "path")
+                logger.info("request %s refused with %d: %a", request_id, error.status, error.param or "path")
                 answers[index] = json.dumps(error.body())
                 context.set_response_status(error.status, "", index)
                 context.set_response_content_type(index, JSON_TYPE)

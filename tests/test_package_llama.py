@@ -576,6 +576,7 @@ def wait_until(is_so: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.timeout(60)  # a script that fails before it converts would leave `started` without a writer
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_signal_ends_it_at_once_and_leaves_nothing_unfinished(
     project: Project, snapshot: Path, started: Path, number: signal.Signals
@@ -592,6 +593,7 @@ def test_a_signal_ends_it_at_once_and_leaves_nothing_unfinished(
     assert not is_running(converter)
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("way", SOURCED)
 def test_ctrl_c_in_an_interactive_shell_ends_the_script_and_not_the_shell(
     project: Project, snapshot: Path, started: Path, way: str
