@@ -65,7 +65,7 @@ class KVCache:
         own = min(common_prefix(self._slots[slot], prompt), len(prompt) - 1)
         if own >= length or length < LEAST_TAKEN:
             length = own
-            if length < len(self._slots[slot]) // 2:  # a new conversation, not the next turn of the old one
+            if len(self._slots[slot]) - length >= LEAST_SAVED:  # not just the next turn of what is there
                 self._save(slot)
         else:
             state = source.state if isinstance(source, _Saved) else self._model.save(source)
