@@ -35,7 +35,8 @@ def picture_server(browser: Browser, url: str) -> None:
     page = open_page(browser, url, width=1280, height=760)
     expect(page.get_by_text("1 of 1 workers ready").first).to_be_visible(timeout=PATIENCE)
     expect(page.get_by_role("slider", name="Max Batch Delay")).to_be_visible(timeout=PATIENCE)
-    expect(page.get_by_text("READY")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_test_id("stTable")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_role("button", name="Model Status")).to_be_visible(timeout=PATIENCE)
     page.screenshot(path=PICTURES / "Server.png")
 
 
