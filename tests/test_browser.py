@@ -128,7 +128,7 @@ def test_stop_keeps_the_text_and_frees_the_slot(browser: Browser, client_url: st
 
 
 def test_the_missions_raw_question_is_shown_with_its_completion(browser: Browser, client_url: str) -> None:
-    page = open_page(browser, f"{client_url}/?max_tokens=24&prompt_format=raw")
+    page = open_page(browser, f"{client_url}/?max_tokens=24&temperature=0.01&prompt_format=raw")
     send(page, "Question: What is the closest star to Earth ? Answer:")
     assert re.search(r"Question: What is the closest star to Earth \? Answer:\s*\w", wait_for_answer(page, 1))
 

@@ -65,7 +65,7 @@ def test_chat_starts_everything_and_stops_it_on_ctrl_c(demo_store: Path, tmp_pat
         for url in urls:
             with urllib.request.urlopen(url, timeout=30) as page:
                 assert page.status == 200
-        answer = post(config, {"prompt": QUESTION, "max_tokens": 30}, MODEL_PATH).text
+        answer = post(config, {"prompt": QUESTION, "max_tokens": 30, "temperature": 0}, MODEL_PATH).text
         assert answer.startswith(QUESTION) and answer.removeprefix(QUESTION).strip()
 
         family = psutil.Process(process.pid).children(recursive=True)

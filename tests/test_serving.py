@@ -24,7 +24,7 @@ ENDLESS = chat_body("Repeat the word la forever: la la la la la la la la la la l
 
 
 def test_the_users_original_call_answers_with_the_prompt_and_its_completion(server: ServerConfig) -> None:
-    response = post(server, {"prompt": QUESTION, "max_tokens": 40, "top_p": 0.95, "temperature": 0.8})
+    response = post(server, {"prompt": QUESTION, "max_tokens": 40, "top_p": 0.95, **GREEDY})
     assert response.status_code == 200
     assert response.headers["content-type"].startswith("text/plain")
     assert response.text.startswith(QUESTION)
