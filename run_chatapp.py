@@ -49,7 +49,7 @@ def main() -> int:
             for name, (url, _) in urls.items():
                 say(f"{name + ' app:':12} {url}")
             say("Press Ctrl-C to stop everything.")
-            watch(config, {name: process for name, (_, process) in urls.items()})
+            watch({name: process for name, (_, process) in urls.items()})
     except StopWanted:
         pass
     except TorchServeError as error:
@@ -126,7 +126,7 @@ def app(name: str, script: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]
             process.kill()
 
 
-def watch(config: ServerConfig, apps: dict[str, subprocess.Popen[bytes]]) -> None:
+def watch(apps: dict[str, subprocess.Popen[bytes]]) -> None:
     """Waits; raises TorchServeError when an app ends by itself. TorchServe may come and go: its app can start it."""
     while True:
         for name, process in apps.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,19 +22,26 @@ def demo_store() -> Path:
     return store
 
 
+@contextmanager
+def serving(home: Path, store: Path, settings: ServingSettings) -> Iterator[ServerConfig]:
+    """TorchServe in `home` with the model of `store` registered."""
+    config = make_home(home, model_store=store)
+    with running_server(config):
+        ManagementClient(config).register(settings)
+        yield config
+
+
 @pytest.fixture(scope="session")
 def server(demo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerConfig]:
     """Continuous batching, batch size 8. Tests that break it must leave it working."""
-    config = make_home(tmp_path_factory.mktemp("continuous"), model_store=demo_store)
-    with running_server(config):
-        ManagementClient(config).register(ServingSettings(batch_size=8, max_batch_delay_ms=50, workers=1))
+    settings = ServingSettings(batch_size=8, max_batch_delay_ms=50, workers=1)
+    with serving(tmp_path_factory.mktemp("continuous"), demo_store, settings) as config:
         yield config
 
 
 @pytest.fixture(scope="session")
 def dynamic_server(demo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerConfig]:
     """Dynamic batching, two workers with batch size 4."""
-    config = make_home(tmp_path_factory.mktemp("dynamic"), model_store=demo_store)
-    with running_server(config):
-        ManagementClient(config).register(ServingSettings(batch_size=4, max_batch_delay_ms=100, workers=2))
+    settings = ServingSettings(batch_size=4, max_batch_delay_ms=100, workers=2)
+    with serving(tmp_path_factory.mktemp("dynamic"), demo_store, settings) as config:
         yield config
