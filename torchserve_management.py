@@ -36,6 +36,7 @@ DYNAMIC_ARCHIVE = "llamacpp-dynamic.tar.gz"
 LOAD_SECONDS = 660.0  # startupTimeout in model-config.yaml, and a little more
 UNLOAD_SECONDS = 150.0  # TorchServe's unregister_model_timeout, and a little more
 READY_SECONDS = 30.0  # from the end of a registration until describe shows every worker READY
+LOG_SECONDS = 5.0  # from a refused load until the log has what the worker said last, if it said anything
 
 
 class ChangeFailed(TorchServeError):
@@ -303,13 +304,19 @@ class _LogMark:
 
     def why(self, error: TorchServeError) -> str:
         """The worker's last exception since then, as a sentence; else TorchServe's own message."""
+        # What a worker prints is copied to the log by a thread of its own: TorchServe's refusal may be here first.
+        deadline = time.monotonic() + (LOG_SECONDS if isinstance(error, RequestRefused) and error.status >= 500 else 0)
+        while not (causes := self._causes()):
+            if time.monotonic() > deadline:
+                return f"The model could not be loaded: {error} See {self._file}."
+            time.sleep(0.05)
+        return f"The model could not be loaded: {causes[-1].strip().rstrip('.')}."
+
+    def _causes(self) -> list[str]:
         try:
             with self._file.open("rb") as log:
                 log.seek(self._offset)
                 text = log.read().decode("utf-8", "replace")
-        except OSError:
-            text = ""
-        causes = [cause for cause in self._EXCEPTION.findall(text) if "500 - " not in cause]
-        if causes:
-            return f"The model could not be loaded: {causes[-1].strip().rstrip('.')}."
-        return f"The model could not be loaded: {error} See {self._file}."
+        except FileNotFoundError:
+            return []
+        return [cause for cause in self._EXCEPTION.findall(text) if "500 - " not in cause]
