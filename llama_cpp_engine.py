@@ -25,8 +25,7 @@ logger = logging.getLogger(__name__)
 # A step reads prompts for about this long. For those who are writing it is the longest pause that a newcomer causes;
 # for those who wait it is the time until the loop looks at them; a prompt of 100 tokens fits (135M model, 2 cores).
 PROMPT_SECONDS = 0.2
-LEAST_PROMPT_TOKENS = 16  # a step reads at least this much of a prompt, however slow the model
-LEAST_PROMPT_TOKENS_ALONE = 64  # while nobody writes: fewer tokens a step cost a third of the speed
+LEAST_PROMPT_TOKENS = 32  # a step reads at least this much, however slow the model: fewer cost a third of the speed
 LEAST_AWAITED = 32  # tokens of a shared prefix; for fewer, waiting a step is not worth it
 FIRST_GUESS_TOKENS_PER_SECOND = 500.0  # before anything has been measured
 SMOOTHING = 0.3  # weight of the newest measurement
@@ -108,6 +107,13 @@ class TextAssembler:
         return text
 
 
+def _next_token(request: Request) -> tuple[Request, Chunk]:
+    """What a writing request adds to a batch: its newest token, to be decoded for the one after it."""
+    assert request.slot is not None
+    position = len(request.prompt) + len(request.completion) - 1
+    return request, Chunk(request.slot, position, request.completion[-1:], True)
+
+
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that is a beginning of `stop`."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
@@ -183,10 +189,12 @@ class Counters:
 class Engine:
     """Continuous batching: a request joins at the next step and leaves at its own end.
 
-    The order of things: who came first gets a slot first; in every step all running sequences write one token each,
-    and what is left of the step's budget reads prompts, oldest first. So a newcomer never stops the others; it only
-    makes their steps longer, by a bounded time. Who shares the beginning of a prompt with somebody that is reading it
-    right now waits until that has been computed, once for all.
+    The order of things: who came first gets a slot first. A step either reads prompts, oldest first and for a bounded
+    time, or writes the next token of all running sequences; while there are both, they take turns. So a newcomer
+    never stops the others for longer than one reading step. (Both in one batch would not be faster: with a cache of its
+    own for each sequence, llama.cpp takes chunks of different lengths through the model one after the other.) Who
+    shares the beginning of a prompt with somebody that is reading it right now waits until that has been computed, once
+    for all.
     """
 
     def __init__(self, model: _Model, n_saved_bytes: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -197,6 +205,7 @@ class Engine:
         self.running: dict[int, Request] = {}
         self._clock = clock
         self._prompt_tokens_per_second = FIRST_GUESS_TOKENS_PER_SECOND
+        self._is_reading_step = False
 
     @property
     def is_idle(self) -> bool:
@@ -291,30 +300,33 @@ class Engine:
             self.counters.cached_tokens += request.n_cached
 
     def _build_batch(self) -> list[tuple[Request, Chunk]]:
-        """Everybody's next token, then prompts within the budget; in ascending order of slot (see Model.decode)."""
+        """Prompts within the budget, or everybody's next token: in turn, while there are both."""
+        readers = [request for request in self._by_age() if request.is_begun and request.is_reading]
+        writers = [request for request in self.running.values() if not request.is_reading]
+        self._is_reading_step = bool(readers) and not (writers and self._is_reading_step)
+        batch = self._next_prompt_chunks(readers) if self._is_reading_step else [_next_token(each) for each in writers]
+        return sorted(batch, key=lambda pair: pair[1].slot)  # see Model.decode
+
+    def _next_prompt_chunks(self, readers: Sequence[Request]) -> list[tuple[Request, Chunk]]:
         batch = []
         budget = self._prompt_budget()
-        for request in self._by_age():
+        for request in readers:
+            tokens = request.prompt[request.n_read : request.n_read + budget]
+            if not tokens:
+                break
+            budget -= len(tokens)
             assert request.slot is not None
-            if not request.is_reading:
-                position = len(request.prompt) + len(request.completion) - 1
-                batch.append((request, Chunk(request.slot, position, request.completion[-1:], True)))
-            elif request.is_begun and budget:
-                tokens = request.prompt[request.n_read : request.n_read + budget]
-                budget -= len(tokens)
-                is_last = request.n_read + len(tokens) == len(request.prompt)
-                batch.append((request, Chunk(request.slot, request.n_read, tokens, is_last)))
-        return sorted(batch, key=lambda pair: pair[1].slot)
+            is_last = request.n_read + len(tokens) == len(request.prompt)
+            batch.append((request, Chunk(request.slot, request.n_read, tokens, is_last)))
+        return batch
 
     def _by_age(self) -> list[Request]:
         return sorted(self.running.values(), key=lambda request: request.submitted_at)
 
     def _prompt_budget(self) -> int:
         """Prompt tokens that this step may read, from the speed measured so far."""
-        n_writing = sum(not request.is_reading for request in self.running.values())
-        least = LEAST_PROMPT_TOKENS if n_writing else LEAST_PROMPT_TOKENS_ALONE
-        affordable = max(least, int(self._prompt_tokens_per_second * PROMPT_SECONDS))
-        return min(affordable, self.model.n_batch - n_writing)
+        affordable = int(self._prompt_tokens_per_second * PROMPT_SECONDS)
+        return min(max(LEAST_PROMPT_TOKENS, affordable), self.model.n_batch)
 
     def _decode(self, batch: list[tuple[Request, Chunk]]) -> list[int] | None:
         """Batch indices of the last tokens; None if the model failed, which ends the requests in this batch."""
@@ -329,9 +341,9 @@ class Engine:
                 self._retire(request, "error")
                 self.cache.clear(chunk.slot)  # nobody knows what has been computed
             return None
-        n_prompt = sum(len(chunk.tokens) for request, chunk in batch if request.is_reading)
-        if n_prompt >= LEAST_PROMPT_TOKENS:
-            measured = n_prompt / max(self._clock() - started, 1e-6)
+        n_tokens = sum(len(chunk.tokens) for _, chunk in batch)
+        if self._is_reading_step and n_tokens >= LEAST_PROMPT_TOKENS:
+            measured = n_tokens / max(self._clock() - started, 1e-6)
             self._prompt_tokens_per_second += SMOOTHING * (measured - self._prompt_tokens_per_second)
         return outputs
 
