@@ -1,7 +1,8 @@
 """Simultaneous requests to an OpenAI-compatible server, measured. For the command line, the benchmarks and the app.
 
-Knows the wire only: any `…/v1` address will do, so that servers can be compared. Threads: one per client, each with
-its own connection; what they measure comes back through the thread pool.
+Knows the wire only: any `…/v1` address will do, so that servers can be compared. Changing the server's settings
+between runs, and keeping what was measured, is in experiments.py. Threads: one per client, each with its own
+connection; nothing but `stop` and what they measured is shared.
 
 Not covered: https, and clients that keep their connection open between requests.
 """
@@ -9,23 +10,28 @@ Not covered: https, and clients that keep their connection open between requests
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import json
+import random
+import socket
 import statistics
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from prompt_sets import PROMPT_SETS, make_bodies
 from torchserve_client import MODEL_NAME, MODEL_VERSION, Keys
 from torchserve_process import ServerConfig, TorchServeError
 
 TIMEOUT_SECONDS = 1200.0
+STOP_SECONDS = 0.1  # how soon a stop is seen
 PERCENTILES = (50, 95, 99)
 
 
@@ -40,7 +46,10 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One request: times in seconds since the start of its run; `events` are the times at which text arrived."""
+    """One request: times in seconds since the start of its run; `events` are the times at which text arrived.
+
+    `timings` are the server's own milliseconds (queue_ms, prompt_ms, predicted_ms), where it tells them.
+    """
 
     sent: float
     first_token: float | None
@@ -51,6 +60,7 @@ class Sample:
     events: tuple[float, ...] = ()
     error: str | None = None
     text: str = ""
+    timings: dict[str, float] = field(default_factory=dict)
 
     @property
     def time_to_first_token(self) -> float | None:
@@ -62,6 +72,18 @@ class Sample:
         if self.first_token is None or self.completion_tokens < 2:
             return None
         return (self.ended - self.first_token) / (self.completion_tokens - 1)
+
+    def phases(self) -> dict[str, tuple[float, float]]:
+        """When it was queued, when its prompt was read and when its answer was written: seconds, start and end.
+
+        The server tells how long it read and wrote; the rest, from sending on, is the queue, TorchServe's included.
+        Empty for a failed request and for a server that tells nothing.
+        """
+        if self.error or not {"prompt_ms", "predicted_ms"} <= self.timings.keys():
+            return {}
+        writes = max(self.sent, self.ended - self.timings["predicted_ms"] / 1000)
+        reads = max(self.sent, writes - self.timings["prompt_ms"] / 1000)
+        return {"queued": (self.sent, reads), "reading": (reads, writes), "writing": (writes, self.ended)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,80 +132,130 @@ def run_load(
     """Sends each of `bodies` (chat requests without `stream`) once, from `clients` clients.
 
     Closed loop (`rate` None): every client sends its next request when its last one is answered. Open loop: requests
-    start `rate` times a second, however many are still open, up to `clients`. `stop` ends it after the open requests.
-    `on_sample` and `on_text` (a piece of some answer has come) are called in the clients' threads.
+    start `rate` times a second, however many are still open, up to `clients`. `stop` hangs up: what was answered until
+    then is returned. `on_sample` and `on_text` (a piece of some answer has come) are called in the clients' threads.
     """
     stop = stop or threading.Event()
     started = time.monotonic()
+    numbers = deque(range(len(bodies)))
+    samples: dict[int, Sample] = {}
+    asking: list[_Question | None] = [None] * clients  # by client: what it has open
 
-    def send(number: int) -> Sample | None:
-        if rate:
-            stop.wait(max(0.0, started + number / rate - time.monotonic()))
-        if stop.is_set():
-            return None
-        sample = _ask(target, bodies[number], started, on_text)
-        on_sample(sample)
-        return sample
+    def work(client: int) -> None:
+        while not stop.is_set():
+            try:
+                number = numbers.popleft()
+            except IndexError:
+                return
+            if rate:
+                stop.wait(max(0.0, started + number / rate - time.monotonic()))
+            asking[client] = question = _Question(target, bodies[number], started, on_text)
+            sample = question.ask()
+            if not stop.is_set():
+                samples[number] = sample
+                on_sample(sample)
 
-    with ThreadPoolExecutor(clients, thread_name_prefix="client") as pool:
-        samples = [sample for sample in pool.map(send, range(len(bodies))) if sample]
-    return Run(target.name, time.monotonic() - started, samples)
+    threads = [threading.Thread(target=work, args=(client,), daemon=True) for client in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        while thread.is_alive():
+            thread.join(STOP_SECONDS)
+            if stop.is_set():
+                for question in filter(None, asking):
+                    question.hang_up()
+    return Run(target.name, time.monotonic() - started, [samples[number] for number in sorted(samples)])
 
 
-def _ask(target: Target, body: dict[str, Any], started: float, on_text: Callable[[], None]) -> Sample:
-    """Streams one answer; what goes wrong becomes the sample's error."""
+class _Question:
+    """One request on a connection of its own: ask() once, in a client's thread; hang_up() from any, at any time."""
 
-    def now() -> float:
-        return time.monotonic() - started
+    def __init__(self, target: Target, body: dict[str, Any], started: float, on_text: Callable[[], None]) -> None:
+        self._target = target
+        self._payload = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        self._started = started
+        self._on_text = on_text
+        self._socket: socket.socket | None = None
+        self._is_hung_up = False
+        self._events: list[float] = []
+        self._text: list[str] = []
+        self._usage: dict[str, Any] = {}
+        self._timings: dict[str, float] = {}
 
-    sent = now()
-    events: list[float] = []
-    text: list[str] = []
-    usage: dict[str, Any] = {}
-    error: str | None = None
-    is_done = False
-    address = urlsplit(target.base_url)
-    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=TIMEOUT_SECONDS)
-    try:
+    def ask(self) -> Sample:
+        """Streams the answer; what goes wrong becomes the sample's error."""
+        sent = self._now()
+        error = None
+        try:
+            self._exchange()
+        except (OSError, http.client.HTTPException, ValueError, TorchServeError) as problem:
+            error = f"{type(problem).__name__}: {problem}"
+        except _Refused as refusal:
+            error = str(refusal)
+        return Sample(
+            sent=sent,
+            first_token=self._events[0] if self._events else None,
+            ended=self._now(),
+            prompt_tokens=self._usage.get("prompt_tokens", 0),
+            cached_tokens=(self._usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0),
+            completion_tokens=self._usage.get("completion_tokens", 0),
+            events=tuple(self._events),
+            error=error,
+            text="".join(self._text),
+            timings=self._timings,
+        )
+
+    def hang_up(self) -> None:
+        self._is_hung_up = True
+        if self._socket:
+            with contextlib.suppress(OSError):  # already disconnected
+                self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads
+
+    def _now(self) -> float:
+        return time.monotonic() - self._started
+
+    def _exchange(self) -> None:
+        address = urlsplit(self._target.base_url)
         headers = {"Content-Type": "application/json"}
-        if key := target.key():
+        if key := self._target.key():
             headers["Authorization"] = f"Bearer {key}"
-        payload = {**body, "stream": True, "stream_options": {"include_usage": True}}
-        connection.request("POST", f"{address.path}/chat/completions", json.dumps(payload), headers)
-        response = connection.getresponse()
+        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=TIMEOUT_SECONDS)
+        try:
+            connection.connect()
+            self._socket = connection.sock
+            if self._is_hung_up:  # there was no socket to shut down yet
+                raise _Refused("hung up")
+            connection.request("POST", f"{address.path}/chat/completions", json.dumps(self._payload), headers)
+            self._read(connection.getresponse())
+        finally:
+            connection.close()
+
+    def _read(self, response: http.client.HTTPResponse) -> None:
         if response.status != 200:
-            error = f"HTTP {response.status}: {response.read(300).decode(errors='replace')}"
-        while error is None and (line := response.readline()):
+            raise _Refused(f"HTTP {response.status}: {response.read(300).decode(errors='replace')}")
+        is_done = False
+        for line in response:
             if line.startswith(b"data: [DONE]"):
                 is_done = True
             elif line.startswith(b"data: "):
-                event = json.loads(line[6:])
-                if "error" in event:
-                    error = str(event["error"])
-                usage = event.get("usage") or usage
-                if piece := "".join(
-                    choice.get("delta", {}).get("content") or "" for choice in event.get("choices", [])
-                ):
-                    events.append(now())
-                    on_text()
-                    text.append(piece)
-        if error is None and not is_done:
-            error = "the answer was cut"
-    except (OSError, http.client.HTTPException, ValueError, TorchServeError) as problem:
-        error = f"{type(problem).__name__}: {problem}"
-    finally:
-        connection.close()
-    return Sample(
-        sent=sent,
-        first_token=events[0] if events else None,
-        ended=now(),
-        prompt_tokens=usage.get("prompt_tokens", 0),
-        cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0),
-        completion_tokens=usage.get("completion_tokens", 0),
-        events=tuple(events),
-        error=error,
-        text="".join(text),
-    )
+                self._take(json.loads(line[6:]))
+        if not is_done:
+            raise _Refused("the answer was cut")
+
+    def _take(self, event: dict[str, Any]) -> None:
+        if "error" in event:
+            raise _Refused(str(event["error"]))
+        self._usage = event.get("usage") or self._usage
+        self._timings = event.get("timings") or self._timings
+        pieces = (choice.get("delta", {}).get("content") or "" for choice in event.get("choices", []))
+        if piece := "".join(pieces):
+            self._events.append(self._now())
+            self._text.append(piece)
+            self._on_text()
+
+
+class _Refused(Exception):
+    """The server's reason for not answering, or not to the end."""
 
 
 def _percentiles(seconds: Sequence[float | None]) -> dict[str, float]:
@@ -204,19 +276,6 @@ def torchserve_target(config: ServerConfig) -> Target:
     return Target("torchserve", url, lambda: keys.use(lambda key: key))
 
 
-def simple_bodies(requests: int, prompt: str, max_tokens: int) -> list[dict[str, Any]]:
-    """Distinct chat requests of the same length, so that no server can answer one from another."""
-    return [
-        {
-            "messages": [{"role": "user", "content": f"{prompt} ({number})"}],
-            "max_tokens": max_tokens,
-            "seed": number,
-            "ignore_eos": True,
-        }
-        for number in range(requests)
-    ]
-
-
 def print_summary(summary: dict[str, Any]) -> None:
     """One line for people."""
     first, token = summary["first_token_ms"], summary["per_token_ms"]
@@ -229,18 +288,27 @@ def print_summary(summary: dict[str, Any]) -> None:
     print(f"{speed}   {times}   {summary['requests']} requests, {summary['errors']} errors", flush=True)
 
 
+def at_least_one(text: str) -> int:
+    """For argparse: a whole number from 1 on."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
 def main() -> int:
     """`python load_test.py --clients 8`: asks the TorchServe of config.properties, or any --url."""
-    parser = argparse.ArgumentParser(description="Simultaneous chat requests, measured.")
-    parser.add_argument(
-        "--clients", type=int, default=8, help="requests that may be open at once (default %(default)s)"
+    parser = argparse.ArgumentParser(
+        description="Simultaneous chat requests, measured once. `python experiments.py --help` varies the settings."
     )
-    parser.add_argument("--requests", type=int, help="requests in all (default: 4 for each client)")
-    parser.add_argument("--max-tokens", type=int, default=64, help="tokens of each answer (default %(default)s)")
+    count = at_least_one
+    parser.add_argument("--clients", type=count, default=8, help="requests open at once, at most (default %(default)s)")
+    parser.add_argument("--requests", type=count, help="requests in all (default: 4 for each client)")
+    parser.add_argument("--max-tokens", type=count, default=64, help="tokens of each answer (default %(default)s)")
     parser.add_argument(
         "--rate", type=float, help="requests a second (default: each client sends when it was answered)"
     )
-    parser.add_argument("--prompt", default="Tell me a long story about the sea.", help="what is asked")
+    parser.add_argument("--prompts", choices=PROMPT_SETS, default="short", help="what is asked (default %(default)s)")
     parser.add_argument("--url", help="address of another server, ending in /v1")
     parser.add_argument("--json", type=Path, help="file for all samples")
     arguments = parser.parse_args()
@@ -249,7 +317,8 @@ def main() -> int:
     except TorchServeError as error:
         print(error, file=sys.stderr)
         return 1
-    bodies = simple_bodies(arguments.requests or 4 * arguments.clients, arguments.prompt, arguments.max_tokens)
+    requests = arguments.requests or 4 * arguments.clients
+    bodies = make_bodies(arguments.prompts, requests, arguments.max_tokens, f"{random.randrange(10**6)}")
     run = run_load(target, bodies, arguments.clients, arguments.rate)
     print_summary(run.summary())
     if run.errors:

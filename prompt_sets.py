@@ -1,0 +1,63 @@
+"""What a load test asks: sets of prompts, in which every request differs from the others.
+
+So no server can answer one request from another. Knows nothing of servers.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+PROMPT_SETS = {
+    "short": "Short questions",
+    "shared": "Short questions under one long system prompt",
+    "long": "Long prompts",
+}
+QUESTIONS = (
+    "What is the closest star to Earth?",
+    "Why is the sky blue?",
+    "How does a bicycle stay upright?",
+    "What makes bread rise?",
+    "Why do leaves change their colour in autumn?",
+    "How do ships float?",
+    "What is the difference between weather and climate?",
+    "Why do cats purr?",
+)
+SENTENCES = (
+    "The harbour was built two hundred years ago, when the old one had filled with sand.",
+    "Every morning the ferry leaves at six and carries the workers to the island.",
+    "A lighthouse with a red lantern stands at the end of the longer pier.",
+    "The market hall sells fish, apples, rope, paint and secondhand books.",
+    "In winter the storms bring driftwood, which the children sell as firewood.",
+    "A brass clock above the station shows the time of the capital, not the local one.",
+    "The library keeps the logbooks of all the ships that were built here.",
+    "Nobody remembers who painted the whale on the wall of the school.",
+    "The baker opens before sunrise and closes when the last loaf is gone.",
+    "Two bridges cross the river, and only the narrow one is free of charge.",
+    "The museum shows a compass that always points to the south.",
+    "On the hill above the town, sheep graze between the ruins of a fort.",
+)
+LONG_PROMPT_SENTENCES = 30  # about 500 tokens
+SHARED_PROMPT_SENTENCES = 20
+
+
+def make_bodies(prompts: str, requests: int, max_tokens: int, tag: str) -> list[dict[str, Any]]:
+    """`requests` chat requests of one of PROMPT_SETS, with answers of exactly `max_tokens` tokens.
+
+    `tag` begins every prompt: with a new one, nothing of it was computed before.
+    """
+    shared = [{"role": "system", "content": f"{tag}. Answer from this text: {_story(SHARED_PROMPT_SENTENCES, tag)}"}]
+    bodies = []
+    for number in range(requests):
+        name = f"{tag}-{number}"
+        question = f"{name}. {QUESTIONS[number % len(QUESTIONS)]}"
+        if prompts == "long":
+            question = f"{name}. {_story(LONG_PROMPT_SENTENCES, name)} What is this town known for?"
+        messages = [*(shared if prompts == "shared" else []), {"role": "user", "content": question}]
+        bodies.append({"messages": messages, "max_tokens": max_tokens, "seed": number, "ignore_eos": True})
+    return bodies
+
+
+def _story(sentences: int, seed: str) -> str:
+    dice = random.Random(seed)
+    return " ".join(dice.choice(SENTENCES) for _ in range(sentences))
