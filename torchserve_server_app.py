@@ -2,7 +2,7 @@
 
 Knows nothing of HTTP, and remembers nothing of the server: what the page shows was asked from TorchServe at that
 moment, so it is also right after a reload, in a second tab and when somebody used the command line. The session keeps
-the sliders, the action that was asked for, and how the last one ended. Closing the page stops nothing.
+what the person chose. Actions run beside the pages (server_actions.py): closing a page stops nothing.
 
 Run it with `streamlit run torchserve_server_app.py`.
 """
@@ -11,137 +11,55 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
+from datetime import datetime
 
 import streamlit as st
 
-import torchserve_process
-from torchserve_management import (
-    DEFAULT_SETTINGS,
-    SERVING_BOUNDS,
-    ManagementClient,
-    ModelStatus,
-    ServingSettings,
-)
-from torchserve_process import ServerConfig, StartFailed, TorchServeError
+from autoscaler_panel import show_autoscaler
+from connect_panel import show_connect
+from experiment_guard import is_running
+from experiments_panel import show_experiments
+from logs_panel import show_logs
+from metrics_panel import show_metrics
+from server_actions import Actions, Outcome
+from serving_panel import difference, follow, is_other_than_seen, show_choice, wanted_archive, wanted_settings
+from status_panel import show_state
+from torchserve_management import ManagementClient, ModelStatus
+from torchserve_metrics import read_snapshot
+from torchserve_process import ServerConfig, TorchServeError
+from torchserve_traffic import Traffic
 
-st.set_page_config(page_title="Llama 2 TorchServe Server", page_icon="🦙")
+st.set_page_config(page_title="Llama 2 TorchServe Server", page_icon="🦙", layout="wide")
 
-REFRESH_SECONDS = 2
-LOG_LINES = 40
+REFRESH_SECONDS = 2.0
+ACTION_SECONDS = 1.0  # while an action is under way
 
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How the last action ended; `log` is TorchServe's, where it explains a failure."""
-
-    is_success: bool
-    sentence: str
-    log: str = ""
-
-
-def wish(action: str) -> None:
-    st.session_state.wish = action
-    st.session_state.outcome = None
-
-
-def start_server() -> str:
-    return torchserve_process.start(config)
-
-
-def stop_server() -> str:
-    torchserve_process.stop(config)
-    return "TorchServe has stopped; nothing of it is running any more."
-
-
-def register_model() -> str:
-    status = management.describe()
-    if status:
-        return f"Registered model: it already serves with {status.settings}. Press Apply to change that."
-    management.register(wanted_settings())
-    return "Registered model"
-
-
-def apply_settings() -> str:
-    management.apply(wanted_settings())
-    return f"The model serves with {wanted_settings()}."
-
-
-ACTIONS: dict[str, tuple[str, Callable[[], str]]] = {
-    "start": ("Starting TorchServe", start_server),
-    "stop": ("Stopping TorchServe and its workers", stop_server),
-    "register": ("Loading the model; a large one takes a minute", register_model),
-    "apply": ("Loading the model with the new settings", apply_settings),
+PANELS: dict[str, Callable[[ServerConfig], None] | None] = {
+    "Status": None,
+    "Metrics": show_metrics,
+    "Experiments": show_experiments,
+    "Autoscaler": show_autoscaler,
+    "Logs": show_logs,
+    "Connect": show_connect,
 }
 
 
-def perform(action: str) -> Outcome:
-    label, act = ACTIONS[action]
-    try:
-        with st.spinner(f"{label} …", show_time=True):
-            return Outcome(True, act())
-    except TorchServeError as error:
-        log = torchserve_process.log_tail(config, LOG_LINES) if isinstance(error, StartFailed) else ""
-        return Outcome(False, str(error), log)
+@st.cache_resource
+def shared_actions(path: str, _config: ServerConfig) -> Actions:
+    """One for each server, for all pages."""
+    return Actions(_config)
 
 
-def wanted_settings() -> ServingSettings:
-    return ServingSettings(**{name: st.session_state[name] for name in SERVING_BOUNDS})
-
-
-def set_sliders_once() -> None:
-    """A new page shows what the model serves with."""
-    if "workers" in st.session_state:
-        return
-    settings = DEFAULT_SETTINGS
-    try:
-        status = management.describe()
-        settings = status.settings if status else settings
-    except TorchServeError:
-        pass  # not running, or the status below says what is wrong
-    for name, bounds in SERVING_BOUNDS.items():
-        st.session_state[name] = int(min(max(getattr(settings, name), bounds.low), bounds.high))
-
-
-def slider(label: str, name: str, step: int, help: str) -> None:
-    bounds = SERVING_BOUNDS[name]
-    st.slider(label, int(bounds.low), int(bounds.high), step=step, key=name, help=help)
-
-
-def show_failure(outcome: Outcome) -> None:
-    st.error(outcome.sentence, icon=":material/error:")
-    if outcome.log:
-        with st.expander("The end of TorchServe's log", expanded=True):
-            st.code(outcome.log, language=None, height=240)
-
-
-@st.fragment(run_every=REFRESH_SECONDS, key="status")
-def live_status() -> None:
-    st.header("Server status:", anchor=False)
-    try:
-        state = management.state()
-        status = management.describe() if state == "up" else None
-    except TorchServeError as error:
-        st.error(str(error), icon=":material/error:")
-        return
-    if "wish" not in st.session_state:  # else the action is about to change what could be said here
-        show_server(state, status)
-    st.header("Model Status", anchor=False)
-    if status:
-        show_model(status)
-    else:
-        st.caption("Nothing is registered.")
-    st.button(
-        "Model Status", key="model_status", on_click=toggle_json, help="All that TorchServe says about the model."
-    )
-    if st.session_state.get("shows_json"):
-        st.json(status.raw if status else {})
-    spare_the_garbage_collector(shows_table=status is not None)
+def live(drawn: object, is_detailed: bool) -> None:
+    """Keeps the state true; `drawn` is what the rest of the page was drawn for: it is drawn again when that changes."""
+    view = show_state(config, management, actions, is_detailed)
+    if (actions.latest_state, is_running(config)) != drawn or is_other_than_seen(view.model):
+        st.rerun()
 
 
 @st.cache_resource
-def spare_the_garbage_collector(shows_table: bool) -> None:
-    """Takes what is imported by now out of garbage collection; once without and once with st.table's imports.
+def spare_the_garbage_collector(panel: str, has_model: bool) -> None:
+    """Takes what is imported by now out of garbage collection; once for each page that may have imported more.
 
     Streamlit 1.67 collects all garbage after every run, also of a fragment: four fifths of what an idle page costs
     (measured: 3.2 % of a core with, 0.7 % without).
@@ -150,98 +68,109 @@ def spare_the_garbage_collector(shows_table: bool) -> None:
     gc.freeze()
 
 
-def toggle_json() -> None:
-    st.session_state.shows_json = not st.session_state.get("shows_json")
-
-
-def show_server(state: str, status: ModelStatus | None) -> None:
-    if state == "down":
-        st.info("TorchServe is not running. Press Start Server in the sidebar.", icon=":material/stop_circle:")
-    elif state == "starting":
-        st.info("TorchServe is starting.", icon=":material/hourglass_top:")
-    elif status is None:
-        st.warning(
-            "TorchServe is running without a model. Press Register Llama2 in the sidebar.",
-            icon=":material/play_circle:",
-        )
-    elif status.is_ready:
-        st.success("Registered model", icon=":material/check_circle:")
+def wish_to_stop() -> None:
+    """Stops at once where nobody waits for an answer; else the page asks."""
+    requests = requests_in_progress()
+    if requests:
+        st.session_state.stop_question = requests
     else:
-        ready = f"{status.ready_workers} of {status.settings.workers} workers ready"
-        st.warning(f"Registered model, {ready}. A worker is loading or restarting.", icon=":material/hourglass_top:")
+        actions.stop(lets_finish=False)
 
 
-def show_model(status: ModelStatus) -> None:
-    settings = status.settings
-    with st.container(horizontal=True, gap="xsmall"):
-        ready = f"{status.ready_workers} of {settings.workers} workers ready"
-        st.badge(ready, color="green" if status.is_ready else "orange")
-        st.badge(f"{status.batching} batching")
-        st.badge(f"batch size {settings.batch_size}")
-        st.badge(f"max batch delay {settings.max_batch_delay_ms} ms")
-        st.badge(f"{status.pending_requests} requests waiting", color="gray")
-    if status.workers:
-        rows = [
-            {
-                "Worker": worker.id,
-                "Status": "READY" if worker.is_ready else "not ready",
-                "PID": str(worker.pid),
-                "Memory": f"{worker.memory_bytes / 2**20:,.0f} MB" if worker.memory_bytes else "",
-                "Started": f"{worker.started.astimezone():%H:%M:%S}" if worker.started else "",
-            }
-            for worker in status.workers
-        ]
-        st.table(rows, hide_index=True)
-    if wanted_settings() != settings:
-        st.caption(f"The sliders say {wanted_settings()}: press Apply to serve like that.")
+def requests_in_progress() -> int:
+    """0 where the server cannot be asked: then there is nothing that could be let finish."""
+    try:
+        model = management.describe()
+        return Traffic.of(model, read_snapshot(config)).requests if model else 0
+    except TorchServeError:
+        return 0
+
+
+def forget_question() -> None:
+    st.session_state.stop_question = 0
+
+
+@st.dialog("Stop Server", on_dismiss=forget_question)
+def ask_how_to_stop(requests: int) -> None:
+    st.write(f"{'1 request is' if requests == 1 else f'{requests} requests are'} in progress or waiting.")
+    with st.container(horizontal=True):
+        if st.button("Let them finish", key="stop_later", type="primary"):
+            forget_question()
+            actions.stop(lets_finish=True)
+            st.rerun()
+        if st.button("Stop now", key="stop_now"):
+            forget_question()
+            actions.stop(lets_finish=False)
+            st.rerun()
+        if st.button("Keep running", key="stop_not"):
+            forget_question()
+            st.rerun()
+
+
+def register() -> None:
+    actions.register(wanted_settings(), wanted_archive(config))
+
+
+def apply() -> None:
+    actions.apply(wanted_settings(), wanted_archive(config))
+
+
+def show_outcome(outcome: Outcome) -> None:
+    """How the last action ended, and when: the server may have changed since."""
+    if outcome.is_success:
+        st.success(outcome.sentence, icon=":material/check_circle:")
+    else:
+        st.error("That failed: see the page.", icon=":material/error:")
+    st.caption(f"Ended at {datetime.fromtimestamp(outcome.at):%H:%M:%S}.")
+
+
+def show_sidebar(model: ModelStatus | None, has_experiment: bool) -> None:
+    is_busy = actions.current is not None
+    is_fixed = is_busy or has_experiment
+    st.title("🦙💬 Llama 2 TorchServe Server", anchor=False)
+    with st.container(horizontal=True, gap="small"):
+        st.button("Start Server", key="start", on_click=actions.start, disabled=is_busy)
+        st.button("Stop Server", key="stop", on_click=wish_to_stop, disabled=is_busy)
+    with st.container(horizontal=True, gap="small"):
+        st.button("Register Llama2", key="register", on_click=register, disabled=is_fixed)
+        st.button("Unregister", key="unregister", on_click=actions.unregister, disabled=is_fixed or model is None)
+    show_choice(config, model)
+    change = difference(config, model)
+    st.button("Apply", key="apply", on_click=apply, disabled=is_fixed, type="primary" if change else "secondary")
+    if has_experiment:
+        st.caption("An experiment is running: it changes the settings and puts them back at its end.")
+    elif change:
+        st.caption(change)
+    outcome = actions.latest.outcome if actions.latest else None
+    if outcome:
+        show_outcome(outcome)
 
 
 try:
     config = ServerConfig.load()
 except TorchServeError as error:
     st.error(str(error), icon=":material/error:")
+    st.button("Read it again", key="reload")
     st.stop()
 management = ManagementClient(config)
-set_sliders_once()
+actions = shared_actions(str(config.path), config)
+has_experiment = is_running(config)
+drawn = (actions.latest_state, has_experiment)
+model = management.look().model
+follow(config, model)
 
 with st.sidebar:
-    st.title("🦙💬 Llama 2 TorchServe Server", anchor=False)
-    st.button("Start Server", key="start", on_click=wish, args=("start",))
-    st.button("Stop Server", key="stop", on_click=wish, args=("stop",))
-    st.button("Register Llama2", key="register", on_click=wish, args=("register",))
-    slider("Num Workers", "workers", 1, "Processes that answer, each with a model of its own in memory.")
-    if st.session_state.workers == 1:
-        st.caption("One worker batches continuously: a new request joins at the next token.")
-    else:
-        st.caption(
-            "Two or more workers use dynamic batching, because TorchServe's continuous batching freezes with them: "
-            "a new request waits until its worker's batch has ended."
-        )
-    slider(
-        "Batch Size", "batch_size", 1, "Requests that one worker answers together; each needs memory for its context."
-    )
-    slider(
-        "Max Batch Delay",
-        "max_batch_delay_ms",
-        10,
-        "Milliseconds that a request which finds its worker idle waits for company. A lone request is that much later.",
-    )
-    st.button("Apply", key="apply", on_click=wish, args=("apply",), help="Serve with what the sliders say.")
-    sidebar_report = st.empty()
+    show_sidebar(model, has_experiment)
 
 st.title("TorchServe Status", anchor=False)
-report = st.empty()
-live_status()
-
-action = st.session_state.pop("wish", None)
-if action:
-    with report:
-        st.session_state.outcome = perform(action)
-    st.rerun()
-outcome = st.session_state.get("outcome")
-if outcome and outcome.is_success:
-    sidebar_report.success(outcome.sentence, icon=":material/check_circle:")
-elif outcome:
-    sidebar_report.error("That failed: see the page.", icon=":material/error:")
-    with report.container():
-        show_failure(outcome)
+if st.session_state.get("stop_question"):
+    ask_how_to_stop(st.session_state.stop_question)
+every = ACTION_SECONDS if actions.current else REFRESH_SECONDS
+for panel, tab in zip(PANELS, st.tabs(list(PANELS), key="panel", bind="query-params"), strict=True):
+    if tab.open:
+        with tab:
+            st.fragment(live, run_every=every, key="live")(drawn, panel == "Status")
+            show = PANELS[panel]
+            if show:
+                show(config)
+            spare_the_garbage_collector(panel, has_model=model is not None)

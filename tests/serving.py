@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import random
 import re
 import socket
+import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torchserve_process
-from torchserve_process import PROJECT, ServerConfig
+from torchserve_process import PROJECT, ServerConfig, find_java, is_listening
 
 T = TypeVar("T")
 
@@ -64,6 +67,23 @@ def running_server(config: ServerConfig) -> Iterator[ServerConfig]:
         torchserve_process.stop(config)
 
 
+def start_by_hand(config: ServerConfig, folder: Path | None = None) -> None:
+    """TorchServe as somebody starts it on the command line, in `folder` or the config's own; its own log settings."""
+    environment = {name: value for name, value in os.environ.items() if name != "TS_CONFIG_FILE"}
+    environment |= {"JAVA_HOME": str(find_java().home), "TMPDIR": str(config.home), "TEMP": str(config.home)}
+    options = ["--ts-config", str(config.path), "--model-store", str(config.model_store)]
+    subprocess.run(
+        [Path(sys.executable).with_name("torchserve"), "--start", "--ncs", *options],
+        cwd=folder or config.home,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=True,
+        timeout=60,
+    )
+    wait_until(lambda: all(is_listening(host, port) for _, host, port in config.ports), 60, "TorchServe answers")
+
+
 def wait_until(condition: Callable[[], T], timeout: float = 30.0, what: str = "the condition") -> T:
     """The first true value of `condition()`; fails after `timeout` seconds, naming `what` was waited for."""
     deadline = time.monotonic() + timeout
@@ -91,6 +111,23 @@ def write_echo_archives(config: ServerConfig) -> Path:
                 entry.size = len(text.encode())
                 archive.addfile(entry, io.BytesIO(text.encode()))
     return refuse
+
+
+def write_small_window_store(demo_store: Path, store: Path, n_ctx: int) -> Path:
+    """A model store whose model has a context window of `n_ctx` tokens: the demo's archive with that one setting."""
+    store.mkdir()
+    with (
+        tarfile.open(demo_store / "llamacpp.tar.gz") as source,
+        tarfile.open(store / "llamacpp.tar.gz", "w:gz") as made,
+    ):
+        for entry in source.getmembers():
+            file = source.extractfile(entry)
+            content = file.read() if file else b""
+            if entry.name.endswith("model-config.yaml"):
+                content = re.sub(rb"n_ctx: 0\b", b"n_ctx: %d" % n_ctx, content)
+                entry.size = len(content)
+            made.addfile(entry, io.BytesIO(content) if file else None)
+    return store
 
 
 _MANIFEST = {

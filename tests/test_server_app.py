@@ -1,4 +1,7 @@
-"""The server app's logic, run without a browser, against a real TorchServe with a handler that needs no model."""
+"""The server app's logic, run without a browser, against a real TorchServe with a handler that needs no model.
+
+What needs a browser (timers, tabs, dialogs, the clipboard) is in test_server_browser.py.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import torchserve_process
-from serving import free_ports, make_home, running_server, write_echo_archives
+from serving import free_ports, make_home, running_server, wait_until, write_echo_archives
 from torchserve_management import DEFAULT_SETTINGS, SERVING_BOUNDS, ManagementClient, ServingSettings
 from torchserve_process import PROJECT, ServerConfig, find_server
 
@@ -29,14 +32,16 @@ def open_page(config: ServerConfig, monkeypatch: pytest.MonkeyPatch) -> AppTest:
 
 
 def press(page: AppTest, key: str) -> AppTest:
+    """Presses a button and waits until the action that it began, if any, has ended."""
     page.button(key=key).click().run()
+    wait_until(lambda: not page.run().button(key="start").disabled, WAIT_SECONDS, f"the end of {key}")
     assert not page.exception
     return page
 
 
 def shown(page: AppTest) -> str:
     """Every text on the page."""
-    kinds = (page.title, page.header, page.success, page.info, page.warning, page.error, page.caption, page.markdown)
+    kinds = (page.title, page.subheader, page.success, page.info, page.warning, page.error, page.caption, page.markdown)
     return "\n".join(element.value for kind in kinds for element in kind)
 
 
@@ -71,8 +76,8 @@ def test_labels_are_the_users_own(down: ServerConfig, monkeypatch: pytest.Monkey
     page = open_page(down, monkeypatch)
 
     assert [title.value for title in page.title] == ["TorchServe Status", "🦙💬 Llama 2 TorchServe Server"]
-    assert [header.value for header in page.header] == ["Server status:", "Model Status"]
-    assert {"Start Server", "Stop Server", "Register Llama2", "Model Status", "Apply"} == {b.label for b in page.button}
+    assert [header.value for header in page.subheader] == ["Server status:", "Model Status"]
+    assert {"Start Server", "Stop Server", "Register Llama2", "Model Status", "Apply"} <= {b.label for b in page.button}
     assert [(s.label, s.min, s.max) for s in page.slider] == [
         ("Num Workers", 1, 4),
         ("Batch Size", 1, 128),
@@ -165,8 +170,8 @@ def test_failed_apply_is_explained_and_the_old_settings_are_shown(
 
     after = ManagementClient(up).describe()
     assert before and after and before.settings == after.settings
-    assert "batch size 100 does not fit in memory" in page.error[0].value
-    assert "serves again with" in page.error[0].value
+    assert "batch size 100 does not fit in memory" in page.main.error[0].value
+    assert "serves again with" in page.main.error[0].value
     assert "press Apply to serve like that" in shown(page)
 
 
@@ -207,6 +212,31 @@ def test_failed_start_shows_the_end_of_the_log(tmp_path: Path, monkeypatch: pyte
 
     assert "Invalid maximum heap size" in page.error[0].value
     assert "Invalid maximum heap size" in page.code[0].value
+
+
+def test_missing_archive_is_explained_and_the_demo_model_packaged(
+    demo_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_home(tmp_path)
+    with running_server(config):
+        page = open_page(config, monkeypatch)
+        assert "No archive in" in shown(page)
+
+        press(page, "register")
+        assert "llamacpp.tar.gz is missing in" in page.main.error[0].value
+        press(page, "package")
+
+        assert "The demo model is packaged in" in shown(page)
+        assert (config.model_store / "llamacpp.tar.gz").is_file()
+        assert page.selectbox(key="archive").value == "llamacpp.tar.gz"
+
+
+def test_unregister_ends_the_model(up: ServerConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = press(registered_page(up, monkeypatch), "unregister")
+
+    assert "TorchServe is running without a model" in shown(page)
+    assert ManagementClient(up).describe() is None
+    assert page.button(key="unregister").disabled
 
 
 def test_unusable_config_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,24 @@
+"""A page with the metrics and the autoscaler only, as the server app shows them in its tabs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import streamlit as st
+
+from autoscaler_panel import show_autoscaler
+from metrics_panel import show_metrics
+from torchserve_process import ServerConfig
+
+st.set_page_config(page_title="Panels", layout="wide")
+config = ServerConfig.load()
+metrics, autoscaler = st.tabs(["Metrics", "Autoscaler"], key="tab", on_change="rerun")
+if metrics.open:
+    with metrics:
+        show_metrics(config)
+if autoscaler.open:
+    with autoscaler:
+        show_autoscaler(config)
