@@ -73,6 +73,8 @@ class ApiRequest:
     """A request whose every field has been checked. Exactly one of `prompt` and `messages` is there.
 
     `prompt` is a text or its tokens. `logprobs` is how many likeliest tokens to tell at each place; None tells nothing.
+    `return_progress` and `timings_per_token` are llama-server's: a stream then tells how far the prompt is read, and
+    counts and times with every piece.
     """
 
     route: Route
@@ -84,6 +86,8 @@ class ApiRequest:
     stream: bool
     include_usage: bool
     echo: bool
+    return_progress: bool = False
+    timings_per_token: bool = False
 
 
 def find_route(url_path: str) -> Route:
@@ -120,11 +124,14 @@ def parse_request(route: Route, fields: Mapping[str, object]) -> ApiRequest:
         stream=stream,
         include_usage=_read_include_usage(body, stream),
         echo=echo and prompt is not None,
+        return_progress=_read_stream_flag(body, "return_progress", stream),
+        timings_per_token=_read_stream_flag(body, "timings_per_token", stream),
     )
 
 
 def _check_names(route: Route, body: Mapping[str, object]) -> None:
     names = {"model", "user", "stream", "stream_options", "max_completion_tokens", "response_format", *PARAMETER_NAMES}
+    names |= {"return_progress", "timings_per_token"}
     names |= {
         Route.PREDICT: {"prompt", "messages", "echo"},
         Route.COMPLETIONS: {"prompt", "echo", "n", "logprobs"},
@@ -306,3 +313,11 @@ def _read_include_usage(body: Mapping[str, object], stream: bool) -> bool:
     if not isinstance(options, dict) or options.keys() - {"include_usage"}:
         raise ApiError("stream_options: must be an object with include_usage.", param="stream_options")
     return _read_flag(options, "include_usage", False)
+
+
+def _read_stream_flag(body: Mapping[str, object], name: str, stream: bool) -> bool:
+    """Asks for more events in a stream, so there has to be one."""
+    flag = _read_flag(body, name, False)
+    if flag and not stream:
+        raise ApiError(f"{name}: is only possible with stream: true.", param=name)
+    return flag

@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from llama_cpp_api import ApiError, ApiRequest, Route, find_route, parse_request
 from llama_cpp_engine import Engine, Request
 from llama_cpp_metrics import EngineMetrics
 from llama_cpp_model import Model, ModelLoadError, PromptTooLong, TemplateError, physical_cores
-from llama_cpp_reply import JSON_TYPE, Reply, Usage, models_body
+from llama_cpp_reply import JSON_TYPE, Progress, Reply, Usage, models_body
 from sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -305,7 +306,10 @@ def tell_news(reply: Reply, choices: Sequence[Request]) -> str:
     news = ""
     for index, choice in enumerate(choices):
         was_told = reply.is_ended(index)
-        news += reply.push(index, choice.take_text(), choice.take_tokens())
+        if choice.is_begun and choice.is_reading:
+            news += reply.tell_progress(index, progress_of(choice))
+        usage_so_far = usage_of(choices) if reply.wants_timings else None
+        news += reply.push(index, choice.take_text(), choice.take_tokens(), usage_so_far)
         if choice.error:
             return news + reply.fail(choice.error)
         if choice.finish_reason and not was_told:
@@ -315,9 +319,17 @@ def tell_news(reply: Reply, choices: Sequence[Request]) -> str:
     return news
 
 
+def progress_of(choice: Request) -> Progress:
+    """How far the prompt of a request that has a slot is read."""
+    assert choice.admitted_at is not None
+    waited = time.monotonic() - choice.admitted_at
+    return Progress(len(choice.prompt), choice.n_cached, choice.n_read, 1000 * waited)
+
+
 def usage_of(choices: Sequence[Request]) -> Usage:
-    """Counts and times of a finished answer. What was never admitted spent all its time in the queue."""
-    finished = max(choice.finished_at or 0.0 for choice in choices)
+    """Counts and times of an answer up to its end or now. What was never admitted spent all its time in the queue."""
+    now = time.monotonic()  # the engine's clock
+    finished = max(now if choice.finished_at is None else choice.finished_at for choice in choices)
     submitted = choices[0].submitted_at
     admitted = min(finished if choice.admitted_at is None else choice.admitted_at for choice in choices)
     first_token = min(finished if choice.first_token_at is None else choice.first_token_at for choice in choices)

@@ -189,6 +189,7 @@ class Model:
         """Tokens of `messages` (dicts with `role` and `content`) in the model's own chat template.
 
         Control tokens come from the template alone: a "<|im_end|>" or "</s>" typed by a person stays text.
+        A last message of the assistant is continued: it stays open, as in llama-server.
         Raises TemplateError, PromptTooLong.
         """
         mark = f"\ufdd0{secrets.token_hex(8)}\ufdd1"  # cannot occur in any message
@@ -197,12 +198,14 @@ class Model:
             return self._split_controls.sub(lambda found: mark + found[0] + mark, text)
 
         guarded = [message | {"content": marked(message["content"])} for message in messages]
+        begun = guarded.pop()["content"] if messages and messages[-1]["role"] == "assistant" else ""
         try:
             text = self._template.render(
                 messages=guarded, add_generation_prompt=True, bos_token=self._bos_text, eos_token=self._eos_text
             )
         except (jinja2.TemplateError, TypeError) as error:
             raise TemplateError(f"the model's chat template refuses these messages: {error}") from error
+        text += begun
         parts = text.split(mark)  # every second one lies between two marks
         if len(parts) == 1:
             # The template has already written BOS.

@@ -58,6 +58,24 @@ class Usage:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a prompt is read, in tokens; `processed` has the cached ones in it."""
+
+    total: int
+    cached: int
+    processed: int
+    time_ms: float
+
+    def as_json(self) -> dict[str, float]:
+        return {
+            "total": self.total,
+            "cache": self.cached,
+            "processed": self.processed,
+            "time_ms": round(self.time_ms, 1),
+        }
+
+
 class TextOffset:
     """Where in the text, in characters, the next token's own text begins."""
 
@@ -79,6 +97,7 @@ class _Choice:
     text: str = ""
     tokens: list[SampledToken] = field(default_factory=list)
     is_begun: bool = False
+    n_read: int | None = None  # prompt tokens, as last told
     finish_reason: str | None = None
     offset: TextOffset = field(default_factory=TextOffset)
 
@@ -106,10 +125,25 @@ class Reply:
             return EVENTS_TYPE
         return TEXT_TYPE if self._request.route is Route.PREDICT else JSON_TYPE
 
+    @property
+    def wants_timings(self) -> bool:
+        """Whether `push` takes the usage so far."""
+        return self._request.timings_per_token
+
     def is_ended(self, index: int) -> bool:
         return self._choices[index].finish_reason is not None
 
-    def push(self, index: int, text: str, tokens: Sequence[SampledToken] = ()) -> str:
+    def tell_progress(self, index: int, progress: Progress) -> str:
+        """An event, where the request wants to know how far its prompt is and it is farther than last told."""
+        choice = self._choices[index]
+        if not self._request.return_progress or choice.n_read == progress.processed:
+            return ""
+        choice.n_read = progress.processed
+        return self._begin(index) + self._event(self._delta(index, "", ()), prompt_progress=progress.as_json())
+
+    def push(
+        self, index: int, text: str, tokens: Sequence[SampledToken] = (), usage_so_far: Usage | None = None
+    ) -> str:
         """What can be sent now that a choice has more text: events when streaming, nothing otherwise."""
         choice = self._choices[index]
         if not self._request.stream:
@@ -119,7 +153,8 @@ class Reply:
         if self.is_ended(index):
             return ""
         beginning = self._begin(index)
-        return beginning + (self._event(self._delta(index, text, tokens)) if text or tokens else "")
+        timings = {"timings": usage_so_far.timings()} if usage_so_far else {}
+        return beginning + (self._event(self._delta(index, text, tokens), **timings) if text or tokens else "")
 
     def end(self, index: int, finish_reason: str) -> str:
         """Ends a choice while others may go on; the last one's end is told by `finish`, which must follow."""

@@ -88,6 +88,15 @@ def test_llama_2_has_one_bos_per_turn_from_its_template_and_none_beside(llama2: 
     assert tokens[0] == 1
 
 
+def test_a_last_message_of_the_assistant_stays_open(demo: Model) -> None:
+    question = {"role": "user", "content": "Count."}
+    asked = demo.tokenize_chat([question])
+    begun = demo.tokenize_chat([question, {"role": "assistant", "content": "one, two</s><|im_end|>"}])
+    assert begun[: len(asked)] == asked
+    assert b"".join(demo.piece(token) for token in begun[len(asked) :]) == b"one, two</s><|im_end|>"
+    assert control_tokens(demo, begun) == control_tokens(demo, asked)
+
+
 def test_a_template_can_refuse_messages(llama2: Model) -> None:
     with pytest.raises(TemplateError, match="only user and assistant"):
         llama2.tokenize_chat([{"role": "system", "content": "Obey."}])

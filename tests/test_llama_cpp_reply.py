@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from llama_cpp_api import Route, parse_request
-from llama_cpp_reply import END_OF_STREAM, LEAST_LOGPROB, Reply, Usage, models_body
+from llama_cpp_reply import END_OF_STREAM, LEAST_LOGPROB, Progress, Reply, Usage, models_body
 from sampling_params import SampledToken, TokenLogprob
 
 USAGE = Usage(prompt_tokens=7, cached_tokens=2, completion_tokens=3, queue_ms=1.0, prompt_ms=20.0, predicted_ms=40.0)
@@ -69,6 +69,26 @@ def test_a_streamed_completion_echoes_its_prompt_first_when_asked() -> None:
     reply = make_reply(Route.COMPLETIONS, {"prompt": "1 2", "echo": True, "stream": True})
     texts = [event["choices"][0]["text"] for event in events(reply.push(0, " 3") + finish(reply))]
     assert "".join(texts) == "1 2 3"
+
+
+def test_progress_of_the_prompt_is_told_when_asked_for_and_when_it_has_changed() -> None:
+    reply = make_reply(Route.CHAT, {**HELLO, "stream": True, "return_progress": True})
+    half, most = Progress(100, 10, 50, 20.04), Progress(100, 10, 90, 41.0)
+    text = "".join(reply.tell_progress(0, progress) for progress in (half, half, most))
+    role, *told = events(text + finish(reply))
+    assert role["choices"][0]["delta"]["role"] == "assistant"
+    assert [event["prompt_progress"] for event in told[:-1]] == [
+        {"total": 100, "cache": 10, "processed": 50, "time_ms": 20.0},
+        {"total": 100, "cache": 10, "processed": 90, "time_ms": 41.0},
+    ]
+    assert make_reply(Route.CHAT, {**HELLO, "stream": True}).tell_progress(0, half) == ""
+
+
+def test_timings_come_with_every_text_when_asked_for() -> None:
+    reply = make_reply(Route.COMPLETIONS, {"prompt": "1 2", "stream": True, "timings_per_token": True})
+    assert reply.wants_timings
+    first, _ = events(reply.push(0, " 3", (), USAGE) + finish(reply))
+    assert first["timings"]["predicted_n"] == 3
 
 
 def test_a_failure_in_mid_answer_is_an_error_object_without_done() -> None:

@@ -58,6 +58,28 @@ def test_the_served_model_is_described(server: ServerConfig) -> None:
     assert model["meta"]["context_window"] > 0
 
 
+def test_a_stream_tells_how_far_the_prompt_is_read_and_counts_as_it_goes(server: ServerConfig) -> None:
+    body = chat_body("Read this. " * 600 + str(time.time()), max_tokens=8, stream=True, **GREEDY)
+    response = post(server, {**body, "return_progress": True, "timings_per_token": True}, CHAT_PATH)
+    events = [json.loads(line.removeprefix("data: ")) for line in response.text.split("\n\n")[:-2]]
+    progress = [event["prompt_progress"] for event in events if "prompt_progress" in event]
+    read = [told["processed"] for told in progress]
+    assert len(read) > 1 and read == sorted(set(read))
+    assert all(0 < told["processed"] < told["total"] for told in progress)
+    counts = [event["timings"]["predicted_n"] for event in events if "timings" in event]
+    assert counts == sorted(counts) and counts[-1] == 8
+
+
+def test_a_last_message_of_the_assistant_is_continued(server: ServerConfig) -> None:
+    question = {"role": "user", "content": "What is the closest star to Earth?"}
+    whole = post(server, {"messages": [question], "max_tokens": 30, **GREEDY}, CHAT_PATH).json()
+    text = whole["choices"][0]["message"]["content"]
+    begun = text[: text.rindex(" ", 0, len(text) // 2)]
+    messages = [question, {"role": "assistant", "content": begun}]
+    rest = post(server, {"messages": messages, "max_tokens": 30, **GREEDY}, CHAT_PATH).json()
+    assert (begun + rest["choices"][0]["message"]["content"]).startswith(text[: len(begun) + 10])
+
+
 def test_history_reaches_the_model(server: ServerConfig) -> None:
     messages = [
         {"role": "system", "content": "You are a helpful assistant."},
