@@ -1,35 +1,37 @@
-"""The chat: asks the model that TorchServe serves, shows the answer while it is written, and stops it when told to.
+"""The chat: conversations with the model that TorchServe serves, kept on disk and followed while they are written.
 
-Run it with `streamlit run client_app.py`, as often as you like: every tab of every copy has a conversation of its own.
-Knows nothing of HTTP (torchserve_client speaks it) and remembers nothing of the server: its state is asked each time.
-Not covered: a conversation does not survive a reload; indented code blocks show `\\$` for `$` (fenced ones are right).
+Run it with `streamlit run client_app.py`, as often as you like: every tab of every copy sees the same conversations
+(set LLAMA2_CHAT_STORE to keep them in another file). Answers are written by threads of their own (answering.py); a
+page only looks, so leaving or reloading it cuts nothing. The server's state is asked each time, never remembered.
 """
 
 from __future__ import annotations
 
-import re
-import threading
+import gc
+import os
 import time
-from collections.abc import Generator
-from contextlib import closing
-from dataclasses import dataclass, field
-from queue import Empty, Queue
-from typing import Any
+from itertools import zip_longest
+from pathlib import Path
 
 import streamlit as st
-from streamlit.delta_generator import DeltaGenerator
 
-from sampling_params import BOUNDS, InvalidParameter, SamplingParams
-from torchserve_client import Answer, AnswerCut, InferenceClient, Piece, ServerConfig, TorchServeError
+from answer_panel import Place, draw_answer, draw_branches, follow, icon_button, wish
+from answering import Answers
+from chat_context import Gauge, gauge, left_out
+from chat_messages import Conversation, Message, Tree
+from chat_store import ChatStore, StoreError
+from chat_turns import Chat, ChatServer
+from conversations_panel import PARAMETER, delete, draw_conversations, draw_new_and_undo
+from openai_client import OpenAIClient
+from parallel_panel import draw_group
+from settings_panel import draw_server_choice, draw_settings, recall
+from torchserve_client import InferenceClient
+from torchserve_process import ServerConfig, TorchServeError
 
-st.set_page_config(page_title="Llama 2 Chatbot", page_icon="🦙")
-
+NOT_SENT = "Not sent to the model any more."
 GREETING = "How may I assist you today?"
-DEFAULTS = SamplingParams(max_tokens=256)
-LARGEST_MAX_TOKENS = 2048  # the slider's end; the server takes more
-
-STATE_SECONDS = 2.0  # between two looks at the server
-TICK_SECONDS = 0.2  # Streamlit honours its stop button only when the script touches the page
+STATE_SECONDS = 2.0  # between two looks at the server and at what other tabs have done
+NEARLY_FULL = 0.8  # of the context window
 
 STATES = {  # what the sidebar says, and what the chat input says
     "down": ("TorchServe is not running. Press Start Server in the server app.", "TorchServe is not running"),
@@ -38,65 +40,10 @@ STATES = {  # what the sidebar says, and what the chat input says
     "loading": ("The model is loading. This page goes on by itself.", "The model is loading"),
     "ready": ("Proceed to entering your prompt message!", "Your message"),
 }
-ENDINGS = {"stop": "ended by itself", "length": "length limit reached", "stopped": "stopped by you", "cut": "cut"}
-
-MARKDOWN = re.compile(
-    r"^[ \t>]*(?P<fence>`{3,}|~{3,}).*?(?:^[ \t>]*(?P=fence)|\Z)"  # a block of code, also one still being written
-    r"|\\.|(?<!`)(?P<ticks>`+)(?!`)(?:(?!\n\n).)+?(?<!`)(?P=ticks)(?!`)"  # an escaped character, code in a line
-    r"|(?P<active>\$|!(?=\[)|:(?=[a-z-]+\[))",  # a formula, an image, coloured text
-    re.MULTILINE | re.DOTALL,
-)
-
-
-@dataclass(slots=True, eq=False)
-class Turn:
-    """A question and what became of it. The run that draws a turn whose `ended` is empty asks the server.
-
-    ended: "", then "answering", then a key of ENDINGS or "failed". A later run that finds "answering" knows that the
-    run which streamed was left. That run changes this object only, never the list that holds it.
-    """
-
-    question: str
-    raw: bool
-    answer: str = ""
-    ended: str = ""
-    problem: str = ""  # a sentence for people
-    first_token_seconds: float | None = None
-    usage: dict[str, Any] = field(default_factory=dict)
-    timings: dict[str, Any] = field(default_factory=dict)
-
-    def grow(self, piece: Piece, seconds: float) -> None:
-        """Adds a piece that arrived `seconds` after the question left."""
-        if piece.text and self.first_token_seconds is None:
-            self.first_token_seconds = seconds
-        self.answer += piece.text
-        self.ended = piece.finish_reason or self.ended
-        self.usage = piece.usage or self.usage
-        self.timings = piece.timings or self.timings
-
-    def as_markdown(self) -> str:
-        """The answer; a raw prompt's with the prompt in front, whose text it continues."""
-        return text_as_markdown(self.question + self.answer if self.raw else self.answer)
-
-    def figures(self) -> str:
-        """How much, how fast, how soon, and why it ended."""
-        parts = []
-        if "completion_tokens" in self.usage:
-            parts.append(f"{self.usage['completion_tokens']} tokens")
-        if self.timings.get("predicted_per_second"):
-            parts.append(f"{self.timings['predicted_per_second']:.1f} tokens/s")
-        if self.first_token_seconds is not None:
-            parts.append(f"first token after {self.first_token_seconds:.2f} s")
-        return " · ".join([*parts, ENDINGS.get(self.ended, self.ended)])
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What the sidebar says. `sampling` holds SamplingParams' arguments, still unchecked."""
-
-    raw: bool
-    system_prompt: str
-    sampling: dict[str, Any]
+OTHER_STATES = STATES | {  # of a server that is not TorchServe
+    "down": ("No server answers at this base URL. Check it under Server, or start that server.", "No server answers"),
+    "refused": ("The server refuses the key. Type the right one under Server.", "The server refuses the key"),
+}
 
 
 @st.cache_resource
@@ -105,117 +52,155 @@ def connect(config: ServerConfig) -> InferenceClient:
     return InferenceClient(config)
 
 
-def text_as_markdown(text: str) -> str:
-    """A model's or a server's text for st.markdown: formulas (`$5`), images and `:red[` stay as written, code is left
-    alone. HTML is text for Streamlit anyway."""
-    return MARKDOWN.sub(lambda found: f"\\{found[0]}" if found["active"] else found[0], text)
+@st.cache_resource(max_entries=8)
+def connect_other(base_url: str, key: str) -> OpenAIClient:
+    return OpenAIClient(base_url, key)
 
 
-def messages_for(turn: Turn, system_prompt: str) -> list[dict[str, str]]:
-    """The conversation up to `turn`, strictly by turns as chat templates want it: unanswered questions are left out."""
-    messages = [{"role": "system", "content": system_prompt}] if system_prompt.strip() else []
-    for past in turns[: turns.index(turn)]:
-        if past.answer:
-            messages += [{"role": "user", "content": past.question}, {"role": "assistant", "content": past.answer}]
-    return [*messages, {"role": "user", "content": turn.question}]
+@st.cache_resource
+def open_store(path: Path) -> tuple[ChatStore, Answers]:
+    """One of each for all sessions: an answer belongs to no page."""
+    store = ChatStore(path)
+    return store, Answers(store)
 
 
-def arriving(answer: Answer) -> Generator[Piece | None]:
-    """The pieces as they arrive, and None for every tick without one. Closing it ends the answer on the server.
-
-    A thread of its own reads, because a script that waits for a socket cannot be stopped. It touches nothing but the
-    queue and ends with the answer; its TorchServeError is raised here.
-    """
-    arrived: Queue[Piece | TorchServeError | None] = Queue()
-
-    def read() -> None:
-        try:
-            for piece in answer:
-                arrived.put(piece)
-        except TorchServeError as error:
-            arrived.put(error)
-        finally:
-            arrived.put(None)
-
-    with closing(answer):
-        threading.Thread(target=read, name="answer", daemon=True).start()
-        while True:
-            try:
-                item = arrived.get(timeout=TICK_SECONDS)
-            except Empty:
-                yield None
-                continue
-            if item is None:
-                return
-            if isinstance(item, TorchServeError):
-                raise item
-            yield item
+@st.cache_resource
+def spare_the_garbage_collector() -> None:
+    """Takes what is imported by now out of garbage collection: Streamlit 1.67 collects all after every run."""
+    gc.collect()
+    gc.freeze()
 
 
-def stream(turn: Turn, settings: Settings, text: DeltaGenerator, caption: DeltaGenerator) -> None:
-    """Asks the server and lets `turn` grow on the page. Leaving (stop, rerun, closed tab) keeps what has come."""
-    turn.ended = "answering"
-    asked_at = time.monotonic()
-    try:
-        params = SamplingParams(**settings.sampling)
-        messages = messages_for(turn, settings.system_prompt)
-        answer = client.complete(turn.question, params) if turn.raw else client.chat(messages, params)
-        caption.caption("waiting for the server")
-        with closing(arriving(answer)) as pieces:
-            for piece in pieces:
-                seconds = time.monotonic() - asked_at
-                if piece is not None:
-                    turn.grow(piece, seconds)
-                    text.markdown(turn.as_markdown())
-                phase = "writing" if turn.answer else "waiting for the server"
-                caption.caption(f"{phase}, {seconds:.0f} s")
-        if turn.ended == "answering":
-            raise AnswerCut("The answer ended without a reason: ask again.")
-    except (TorchServeError, InvalidParameter) as error:
-        turn.ended = "cut" if isinstance(error, AnswerCut) else "failed"
-        turn.problem = str(error)
-    caption.empty()
+def find_conversation() -> Conversation | None:
+    """The one in the URL, with its own settings when it is new to this tab."""
+    conversation_id = st.session_state.pop("to_open", None) or st.query_params.get(PARAMETER)
+    conversation = store.get(conversation_id) if conversation_id else None
+    if conversation and st.session_state.get("opened") != conversation.id:
+        in_address = st.query_params.to_dict()
+        recall({name: value for name, value in conversation.settings.items() if name not in in_address})
+        st.query_params[PARAMETER] = conversation.id
+    st.session_state.opened = conversation.id if conversation else None
+    return conversation
 
 
-def draw_answer(turn: Turn, settings: Settings, typed: bool) -> None:
-    """The assistant's side of a turn. `typed`: the chat input shows its own stop button for this run."""
-    text, caption, problem, button = st.empty(), st.empty(), st.empty(), st.empty()
-    if turn.ended == "answering":
-        turn.ended = "stopped"
-    if not turn.ended:
-        if not typed:
-            button.button("Stop", key="stop_answer", icon=":material/stop_circle:")
-        stream(turn, settings, text, caption)
-        button.empty()
-    if turn.answer:
-        text.markdown(turn.as_markdown())
-    if turn.ended in ENDINGS:
-        caption.caption(turn.figures())
-    if turn.problem:
-        problem.error(text_as_markdown(turn.problem))
-    if turn.problem and turn is turns[-1]:
-        again: dict[str, Any] = {"on_click": ask_again, "args": (turn,), "disabled": state != "ready"}
-        button.button("Try again", key="try_again", icon=":material/refresh:", **again)
+def perform(action: str, *arguments: int | str) -> None:
+    """What a button of the previous run wished for, with the settings of this one."""
+    if action == "stop":
+        chat.stop([int(argument) for argument in arguments])
+        return
+    message = store.message(int(arguments[0]))
+    assert conversation is not None, "every wish is about a message of a conversation"
+    if action == "show":
+        store.show(message.id)
+    elif action == "again":
+        chat.answer_again(conversation.id, message, settings)
+    elif action == "continue":
+        chat.go_on(conversation.id, message, settings)
+    elif action == "leave out":
+        chat.leave_out_oldest(conversation.id, message, settings)
+    elif action == "send all":
+        chat.send_all(conversation.id)
+    elif action == "edit":
+        st.session_state.editing = message.id
+    elif action == "resend":
+        st.session_state.editing = None
+        chat.ask_instead(conversation.id, message.id, str(arguments[1]), settings)
+    elif action == "anew":
+        assert message.parent_id is not None
+        ask(store.message(message.parent_id).text, None)
 
 
-def ask_again(turn: Turn) -> None:
-    """Callback: the question as if it were new; the run that follows asks it."""
-    turns[turns.index(turn)] = Turn(turn.question, turn.raw)
+def clear_chat_history() -> None:
+    """Callback: the conversation goes as if it were deleted, so that it can be brought back."""
+    conversation = store.get(st.session_state.opened) if st.session_state.opened else None
+    if conversation:
+        delete(conversation, store)
 
 
-@st.fragment(run_every=STATE_SECONDS, key="watch")
-def watch(state: str, drawn_at: float) -> None:
-    """Draws the page again when an answer was left, or when the server's state is not the one the page shows."""
-    if time.monotonic() - drawn_at < STATE_SECONDS / 2:
-        return  # this is the page being drawn, not the clock
-    left = bool(turns) and turns[-1].ended == "answering"
-    if left or client.state() != state:
-        st.rerun()
+def ask(question: str, conversation: Conversation | None) -> None:
+    """Asks in this conversation, or in a new one, which is then the one in the URL."""
+    conversation_id = conversation.id if conversation else store.create(settings.kept)
+    chat.ask(conversation_id, question, settings)
+    st.query_params[PARAMETER] = st.session_state.opened = conversation_id
 
 
-def show_state(state: str) -> None:
-    """The model's state as a sentence with the next step."""
-    sentence, _ = STATES[state]
+def draw_question(message: Message, tree: Tree) -> None:
+    """A person's text is shown as it was typed; like an answer, it always takes up the same number of elements."""
+    is_edited = st.session_state.get("editing") == message.id
+    shown, edited, note = st.empty(), st.empty(), st.empty()
+    if is_edited:
+        with edited.container():
+            draw_editor(message)
+    else:
+        with shown.container(horizontal=True, vertical_alignment="center", gap="xsmall", wrap=False):
+            st.text(message.text, width="stretch")
+            icon_button("edit", "edit", "Edit and send again", message, "edit", message.id)
+            draw_branches(message, tree)
+    if message.is_left_out:
+        note.caption(NOT_SENT)
+
+
+def draw_editor(message: Message) -> None:
+    text = st.text_area("Question", message.text, key=f"edit_{message.id}", label_visibility="collapsed")
+    with st.container(horizontal=True, gap="small"):
+        key = f"resend_{message.id}"
+        st.button("Send", key=key, type="primary", on_click=resend, args=(message.id,), disabled=not text.strip())
+        st.button("Cancel", key=f"cancel_{message.id}", on_click=lambda: st.session_state.pop("editing"))
+
+
+def resend(message_id: int) -> None:
+    """Callback: the text area's text at that moment."""
+    wish("resend", message_id, st.session_state[f"edit_{message_id}"])
+
+
+def draw_conversation(tree: Tree) -> list[Place]:
+    """Every message of the branch that is shown; returns the places of the answers being written."""
+    path = tree.path()
+    places: list[Place] = []
+    for message, following in zip_longest(path, path[1:]):
+        with st.chat_message(message.role):
+            if message.role == "user":
+                draw_question(message, tree)
+            else:
+                places += draw_answers(message, tree, is_last=following is None)
+        note = st.empty()
+        if message.is_left_out and following and not following.is_left_out:
+            with note.container(horizontal=True, vertical_alignment="center", horizontal_alignment="center"):
+                st.caption(f"The {left_out(path)} messages above are not sent.", width="content")
+                icon_button("send_all", "history", "Send them again", message, "send all", message.id)
+    for _ in range(2 * (st.session_state.get("n_drawn", 0) - len(path))):
+        st.empty()  # over what was drawn there before: Streamlit removes it only when the run ends
+    st.session_state.n_drawn = len(path)
+    return places
+
+
+def draw_answers(message: Message, tree: Tree, is_last: bool) -> list[Place]:
+    """The answer, or all simultaneous ones side by side as long as the conversation has not gone on with one."""
+    prompt = tree.messages[message.parent_id or 0].text if message.is_raw else ""
+    group = tree.group(message)
+    if is_last and len(group) > 1:
+        st.set_page_config(layout="wide")
+        places, st.session_state.total = draw_group(group, prompt, tree)
+        st.empty()
+        return places
+    place = draw_answer(message, prompt, tree, is_last)
+    st.empty().caption(NOT_SENT if message.is_left_out else "")
+    return [place] if place else []
+
+
+def draw_gauge(now: Gauge) -> None:
+    about = "about " if now.is_estimate else ""
+    if now.window is None:
+        st.caption(f"Context: {about}{now.used:,} tokens used; the server has not said how many there are.")
+        return
+    sentence = f"Context: {about}{now.used:,} of {now.window:,} tokens used, {now.available:,} available"
+    if now.share >= NEARLY_FULL:
+        sentence += ". When a question does not fit, you can leave out the oldest turns or start anew"
+    st.progress(now.share, text=f":small[{sentence}.]")
+
+
+def show_state(sentence: str, state: str) -> None:
+    """The server's state as a sentence with the next step."""
     if state == "ready":
         st.success(sentence, icon="👉")
     elif state in ("starting", "loading"):
@@ -224,62 +209,63 @@ def show_state(state: str) -> None:
         st.warning(sentence, icon=":material/power_settings_new:")
 
 
-def choose_settings() -> Settings:
-    """The sidebar's settings, in the URL too. A change waits for the next question: it never cuts an answer."""
-    kept: dict[str, Any] = {"on_change": "ignore", "bind": "query-params"}
-
-    def slider(name: str, about: str, low: float, high: float, step: float = 0.01) -> Any:
-        return st.slider(name, low, high, getattr(DEFAULTS, name), step, key=name, help=about, **kept)
-
-    def number(name: str, about: str, step: float, hint: str | None = None) -> Any:
-        low, high = (BOUNDS[name].kind(end) for end in (BOUNDS[name].low, BOUNDS[name].high))
-        value = getattr(DEFAULTS, name)
-        return st.number_input(name, low, high, value, step, key=name, help=about, placeholder=hint, **kept)
-
-    def lines(name: str, key: str, about: str, hint: str) -> str:
-        return st.text_area(name, key=key, help=about, placeholder=hint, height=68, **kept) or ""
-
-    sampling = {}
-    st.subheader("Model parameters")
-    sampling["temperature"] = slider("temperature", "Low is sober, high is wild.", 0.01, BOUNDS["temperature"].high)
-    sampling["top_p"] = slider("top_p", "Only the likeliest tokens that add up to this.", 0.01, BOUNDS["top_p"].high)
-    sampling["max_tokens"] = slider("max_tokens", "The longest answer, in tokens.", 1, LARGEST_MAX_TOKENS, 1)
-    with st.expander("More parameters"):
-        sampling["top_k"] = number("top_k", "Only this many of the likeliest tokens; 0: all.", 1)
-        sampling["min_p"] = slider("min_p", "Only tokens this likely beside the likeliest.", 0.0, BOUNDS["min_p"].high)
-        sampling["repeat_penalty"] = number("repeat_penalty", "Above 1, recent tokens become less likely.", 0.05)
-        sampling["seed"] = number("seed", "The same seed repeats an answer.", 1, "random")
-        stop = lines("stop", "stop", "Strings that end the answer; write a line break as `\\n`.", "one per line")
-        sampling["stop"] = [line.replace("\\n", "\n") for line in stop.splitlines() if line]
-        system_prompt = lines(
-            "system prompt", "system_prompt", "Not used with a raw prompt.", "what the model is to be"
-        )
-    captions = ["the model's chat template", "Question: … Answer:"]
-    prompt_format = st.radio("Prompt format", ["chat", "raw"], captions=captions, key="prompt_format", **kept)
-    return Settings(prompt_format == "raw", system_prompt, sampling)
+@st.fragment(run_every=STATE_SECONDS, key="watch")
+def watch(state: str, revision: int, drawn_at: float) -> None:
+    """Draws the page again when the server's state or the conversations are not those that the page shows."""
+    spare_the_garbage_collector()
+    if time.monotonic() - drawn_at < STATE_SECONDS / 2:
+        return  # this is the page being drawn, not the clock
+    if server.state() != state or store.revision() != revision:
+        st.rerun()
 
 
 # The page
 
-client = connect(ServerConfig.load())
-state = client.state()
-turns: list[Turn] = st.session_state.setdefault("turns", [])
+st.set_page_config(page_title="Llama 2 Chatbot", page_icon="🦙", layout="centered")
+try:
+    config = ServerConfig.load()
+    store, answers = open_store(Path(os.environ.get("LLAMA2_CHAT_STORE") or config.home / "conversations.sqlite3"))
+except (TorchServeError, StoreError) as error:
+    st.error(str(error), icon=":material/error:")
+    st.stop()
+conversation = find_conversation()
 
 with st.sidebar:
-    st.title("🦙💬 Llama 2 Chatbot")
-    show_state(state)
-    watch(state, time.monotonic())
-    settings = choose_settings()
-    st.button("Clear Chat History", key="clear_chat_history", on_click=turns.clear)
+    st.title("🦙💬 Llama 2 Chatbot", anchor=False)
+    state_place = st.container()
+    draw_new_and_undo(store)
+    settings_tab, conversations_tab = st.tabs(["Settings", "Conversations"])
+    with settings_tab:
+        settings = draw_settings()
+        base_url, api_key = draw_server_choice()
+        st.button("Clear Chat History", key="clear_chat_history", on_click=clear_chat_history)
 
-_, hint = STATES[state]
-sent = bool(st.session_state.get("question"))  # a disabled input would drop what was sent before the page knew
-question = st.chat_input(hint, key="question", submit_mode="stop", disabled=state != "ready" and not sent)
+server: ChatServer = connect_other(base_url, api_key) if base_url else connect(config)
+state = server.state()
+sentence, hint = (OTHER_STATES if base_url else STATES)[state]
+chat = Chat(store, answers, server)
+with state_place:
+    show_state(sentence, state)
+
+question = st.chat_input(hint, key="question")  # in the main body: only then the page scrolls along
+gauge_place = st.bottom.container()
 if question:
-    turns.append(Turn(question, settings.raw))
+    ask(question, conversation)
+elif "wish" in st.session_state:
+    perform(*st.session_state.pop("wish"))
+conversation = store.get(st.session_state.opened) if st.session_state.opened else None
+revision = store.revision()
+with conversations_tab:
+    draw_conversations(store, conversation)
 
+tree = store.tree(conversation.id) if conversation else Tree([], None)
+with gauge_place:
+    draw_gauge(gauge(tree.path(), settings.system_prompt, server.context_window))
 st.chat_message("assistant").write(GREETING)
-for turn in turns:
-    st.chat_message("user").text(turn.question)
-    with st.chat_message("assistant"):
-        draw_answer(turn, settings, typed=bool(question))
+st.session_state.total = None
+places = draw_conversation(tree)
+with st.sidebar:
+    watch(state, revision, time.monotonic())
+if places:
+    follow(answers, places, st.session_state.total)
+    st.rerun()

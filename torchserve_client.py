@@ -3,7 +3,7 @@
 InferenceClient uses the inference key only; registering and scaling is in torchserve_management.py. Facts about the
 server are asked for, not remembered, and the key is read from the server's key file for each request.
 
-Not covered: https, several models or versions, TorchServe's gRPC interface.
+Not covered: several models or versions, TorchServe's gRPC interface.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from sampling_params import SamplingParams
@@ -41,13 +41,17 @@ class ServerUnreachable(TorchServeError):
 
 
 class RequestRefused(TorchServeError):
-    """The server answered with an error. `param` names the request's parameter, where it is about one."""
+    """The server answered with an error. `param` names the request's parameter, where it is about one.
 
-    def __init__(self, message: str, status: int, type: str = "", param: str | None = None) -> None:
+    `code` is the word that OpenAI's error objects have for some problems, such as "context_length_exceeded".
+    """
+
+    def __init__(self, message: str, status: int, type: str = "", param: str | None = None, code: str = "") -> None:
         super().__init__(message)
         self.status = status
         self.type = type
         self.param = param
+        self.code = code
 
 
 class AnswerCut(TorchServeError):
@@ -122,7 +126,7 @@ class Keys:
 
 def fetch(method: str, url: str, key: str | None, seconds: float) -> Any:
     """The JSON of an answer that is read as a whole, None where it is empty."""
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=seconds)
+    connection = _connection(url, seconds)
     try:
         body = _send(connection, method, url, key).read()
         return json.loads(body) if body.strip() else None
@@ -132,6 +136,12 @@ def fetch(method: str, url: str, key: str | None, seconds: float) -> Any:
         raise RequestRefused(f"{_origin(url)} is not TorchServe: look at config.properties.", 502) from error
     finally:
         connection.close()
+
+
+def _connection(url: str, seconds: float) -> http.client.HTTPConnection:
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    return kind(parts.netloc, timeout=seconds)
 
 
 def _send(
@@ -194,6 +204,7 @@ def _refusal_from_handler(error: dict[str, Any], status: int) -> RequestRefused:
         code if isinstance(code, int) else status,
         str(error.get("type") or ""),
         error.get("param"),
+        code if isinstance(code, str) else "",
     )
 
 
@@ -202,12 +213,21 @@ def _refusal_from_handler(error: dict[str, Any], status: int) -> RequestRefused:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one event of an answer adds. The finish reason, usage and timings come with the last ones."""
+    """What one event of an answer adds. The finish reason, usage and timings come with the last ones.
+
+    progress: how far the prompt is read: `total`, `cache` and `processed` tokens. It comes before the first text, and
+    timings come with every text, where the request was sent with `tells_progress`.
+    """
 
     text: str = ""
     finish_reason: str | None = None
     usage: dict[str, Any] | None = None
     timings: dict[str, Any] | None = None
+    progress: dict[str, Any] | None = None
+
+
+class _KeySource(Protocol):
+    def use(self, request: Callable[[str | None], T]) -> T: ...
 
 
 class Answer:
@@ -218,7 +238,7 @@ class Answer:
     also when it was waiting for the first piece (TorchServe sends no header before that).
     """
 
-    def __init__(self, keys: Keys, url: str, body: dict[str, Any]) -> None:
+    def __init__(self, keys: _KeySource, url: str, body: dict[str, Any]) -> None:
         self._keys = keys
         self._url = url
         self._body = body
@@ -239,7 +259,7 @@ class Answer:
                 self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads; its `finally` closes
 
     def _stream(self) -> Iterator[Piece]:
-        connection = http.client.HTTPConnection(urlsplit(self._url).netloc, timeout=CONNECT_SECONDS)
+        connection = _connection(self._url, CONNECT_SECONDS)
         try:
             response = self._keys.use(lambda key: self._post(connection, key))
             yield from self._read(response)
@@ -266,8 +286,8 @@ class Answer:
                 event = line.strip()
                 if self._is_closed or event == b"data: [DONE]":
                     return
-                if event.startswith(b"data: "):
-                    yield _piece(json.loads(event[len(b"data: ") :]))
+                if event.startswith(b"data:"):
+                    yield _piece(json.loads(event[len(b"data:") :]))
         except (OSError, http.client.HTTPException, ValueError) as error:
             if not self._is_closed:
                 raise AnswerCut(_CUT) from error
@@ -287,13 +307,14 @@ def _piece(event: dict[str, Any]) -> Piece:
         raise _refusal_from_handler(event["error"], 500)
     choice: dict[str, Any] = next(iter(event.get("choices") or []), {})
     text = choice.get("text") or choice.get("delta", {}).get("content") or ""
-    return Piece(text, choice.get("finish_reason"), event.get("usage"), event.get("timings"))
+    usage, timings, progress = (event.get(name) for name in ("usage", "timings", "prompt_progress"))
+    return Piece(text, choice.get("finish_reason"), usage, timings, progress)
 
 
 class InferenceClient:
     """Asks the model, with the inference key only. Threads may share one.
 
-    The one thing it keeps is whether a worker has answered it since it last saw the model absent; see state().
+    The one thing it keeps is what a worker has answered it since it last saw the model absent; see state().
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -302,10 +323,16 @@ class InferenceClient:
         self._model_url = f"{config.inference_url}/predictions/{MODEL_NAME}/{MODEL_VERSION}"
         self._lock = threading.Lock()
         self._has_answered = False
+        self._context_window: int | None = None
         self._probe: threading.Thread | None = None
 
     def is_up(self) -> bool:
         return self.state() not in ("down", "starting")
+
+    @property
+    def context_window(self) -> int | None:
+        """Tokens of prompt and answer together, from the model's last word about itself; None before that."""
+        return self._context_window
 
     def state(self) -> Literal["down", "starting", "no model", "loading", "ready"]:
         """As well as the inference key can tell; takes about a second at most and raises nothing.
@@ -333,7 +360,7 @@ class InferenceClient:
 
     def _ask_a_worker(self) -> None:
         try:
-            self.models(ANSWER_SECONDS)
+            self._context_window = read_context_window(self.models(ANSWER_SECONDS))
             self._has_answered = True
         except TorchServeError:
             pass  # the next state() tells what there is
@@ -345,15 +372,27 @@ class InferenceClient:
         """What the model says about itself; a worker answers this, so it waits in the queue like any request."""
         return self._call("GET", f"{self._model_url}/v1/models", seconds)
 
-    def chat(self, messages: list[dict[str, str]], params: SamplingParams) -> Answer:
-        return self._answer("chat/completions", {"messages": messages}, params)
+    def chat(self, messages: list[dict[str, str]], params: SamplingParams, tells_progress: bool = False) -> Answer:
+        """The next message of a conversation; a last message of the assistant is continued."""
+        return self._answer("chat/completions", {"messages": messages}, params, tells_progress)
 
-    def complete(self, prompt: str, params: SamplingParams) -> Answer:
-        return self._answer("completions", {"prompt": prompt}, params)
+    def complete(self, prompt: str, params: SamplingParams, tells_progress: bool = False) -> Answer:
+        return self._answer("completions", {"prompt": prompt}, params, tells_progress)
 
-    def _answer(self, path: str, question: dict[str, Any], params: SamplingParams) -> Answer:
+    def _answer(self, path: str, question: dict[str, Any], params: SamplingParams, tells_progress: bool) -> Answer:
         body = {**question, **params.to_request(), "stream": True, "stream_options": {"include_usage": True}}
+        if tells_progress:
+            body |= {"return_progress": True, "timings_per_token": True}
         return Answer(self._keys, f"{self._model_url}/v1/{path}", body)
 
     def _call(self, method: str, url: str, seconds: float) -> Any:
         return self._keys.use(lambda key: fetch(method, url, key, seconds))
+
+
+def read_context_window(models: Any) -> int | None:
+    """The context window in an answer of `/v1/models`: ours, or llama-server's; None where nothing is said."""
+    entries = models.get("data") if isinstance(models, dict) else None
+    meta = entries[0].get("meta") if entries and isinstance(entries[0], dict) else None
+    if not isinstance(meta, dict):
+        return None
+    return next((meta[name] for name in ("context_window", "n_ctx") if isinstance(meta.get(name), int)), None)

@@ -13,42 +13,75 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 
-from playwright.sync_api import Browser, expect  # noqa: E402
+from playwright.sync_api import Browser, Page, expect  # noqa: E402
 
 from browser import open_page, running_app, running_browser, send  # noqa: E402
 from serving import make_home, running_server  # noqa: E402
-from torchserve_management import DEFAULT_SETTINGS, ManagementClient  # noqa: E402
+from torchserve_management import DEFAULT_SETTINGS, ManagementClient, ServingSettings  # noqa: E402
 
 PICTURES = Path(__file__).resolve().parent
-PATIENCE = 120_000  # milliseconds
+PATIENCE = 300_000  # milliseconds
 QUESTION = "What is the closest star to Earth?"
+TWO_WORKERS = ServingSettings(batch_size=4, max_batch_delay_ms=50, workers=2)
+
+
+def take(page: Page, name: str) -> None:
+    page.mouse.move(0, 0)  # no tooltip
+    page.screenshot(path=PICTURES / name)
 
 
 def picture_chat(browser: Browser, url: str) -> None:
-    page = open_page(browser, f"{url}/?temperature=0.01&max_tokens=200", width=1280, height=760)
+    page = open_page(browser, f"{url}/?temperature=0.01&max_tokens=200", height=760)
     send(page, QUESTION)
-    expect(page.get_by_text(re.compile("tokens/s"))).to_be_visible(timeout=PATIENCE)
-    page.screenshot(path=PICTURES / "Client.png")
+    expect(page.get_by_text(re.compile("tokens/s")).first).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("ended by itself").first).to_be_visible(timeout=PATIENCE)
+    take(page, "Client.png")
 
 
-def picture_server(browser: Browser, url: str) -> None:
-    page = open_page(browser, url, width=1280, height=760)
-    expect(page.get_by_text("1 of 1 workers ready").first).to_be_visible(timeout=PATIENCE)
+def picture_parallel_answers(browser: Browser, url: str) -> None:
+    page = open_page(browser, f"{url}/?temperature=1&max_tokens=60&answers=4", width=1600)
+    send(page, "Tell me a story about a lighthouse.")
+    expect(page.get_by_text(re.compile("ended by itself|length limit reached"))).to_have_count(4, timeout=PATIENCE)
+    take(page, "Parallel.png")
+
+
+def picture_server(browser: Browser, url: str, ready: str, name: str) -> None:
+    page = open_page(browser, url)
+    expect(page.get_by_text(ready).first).to_be_visible(timeout=PATIENCE)
     expect(page.get_by_role("slider", name="Max Batch Delay")).to_be_visible(timeout=PATIENCE)
     expect(page.get_by_test_id("stTable")).to_be_visible(timeout=PATIENCE)
-    expect(page.get_by_role("button", name="Model Status")).to_be_visible(timeout=PATIENCE)
-    page.screenshot(path=PICTURES / "Server.png")
+    take(page, name)
+
+
+def picture_experiment(browser: Browser, url: str) -> None:
+    page = open_page(browser, url, height=1100)
+    page.get_by_role("tab", name="Experiments").click()
+    requests = page.get_by_label("Requests of each run", exact=True)
+    requests.fill("32")
+    requests.press("Tab")
+    expect(page.get_by_text("3 runs, 96 requests")).to_be_visible(timeout=PATIENCE)
+    page.get_by_role("button", name="Start experiment").click()
+    chart = page.get_by_test_id("stVegaLiteChart").first
+    expect(chart.locator("canvas, svg").first).to_be_visible(timeout=PATIENCE)
+    page.get_by_text("Tokens per second by batch size").scroll_into_view_if_needed()
+    chart.screenshot(path=PICTURES / "batch_size.png")
+    take(page, "Experiments.png")
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder, running_browser() as browser:
-        config = make_home(Path(folder), model_store=PROJECT / "model_store")
+        config = make_home(Path(folder) / "home", model_store=PROJECT / "model_store")
         with running_server(config):
-            ManagementClient(config).register(DEFAULT_SETTINGS)
+            management = ManagementClient(config)
+            management.register(DEFAULT_SETTINGS)
             with running_app("client_app.py", config, config.logs / "client.log") as url:
                 picture_chat(browser, url)
+                picture_parallel_answers(browser, url)
             with running_app("torchserve_server_app.py", config, config.logs / "server.log") as url:
-                picture_server(browser, url)
+                picture_server(browser, url, "1 of 1 workers ready", "Server.png")
+                picture_experiment(browser, url)
+                management.apply(TWO_WORKERS)
+                picture_server(browser, url, "2 of 2 workers ready", "Workers.png")
 
 
 if __name__ == "__main__":
