@@ -14,6 +14,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from answering import Answers, Snapshot, tokens_of
+from chat_context import left_out
 from chat_messages import Message, Tree
 from copy_panel import draw_copy_button
 from markdown_text import is_right_to_left, text_as_markdown, with_direction
@@ -85,7 +86,7 @@ def draw_answer(message: Message, prompt: str, tree: Tree, is_last: bool, in_gro
         problem.error(text_as_markdown(message.problem))
     if message.ended == "too long" and is_last:
         with choice.container(horizontal=True, gap="small"):
-            _draw_choice(message)
+            _draw_choice(message, has_older=left_out(tree.path()[:-2]) < len(tree.path()) - 2)
     with buttons.container(horizontal=True, vertical_alignment="center", gap="xsmall"):
         _draw_buttons(message, prompt, is_last)
         if not in_group:
@@ -123,14 +124,15 @@ def _draw_buttons(message: Message, prompt: str, is_last: bool) -> None:
     else:
         icon_button("again", "refresh", "Another answer", message, "again", message.id)
     place = st.empty()
-    if message.text and message.ended in ("length", "stopped", "cut") and is_last:
+    if message.text and message.ended in ("length", "stopped", "cut", "failed") and is_last:
         go_on: dict[str, Any] = {"on_click": wish, "args": ("continue", message.id)}
         place.button("Continue", key=f"continue_{message.id}", icon=":material/resume:", **go_on)
 
 
-def _draw_choice(message: Message) -> None:
+def _draw_choice(message: Message, has_older: bool) -> None:
     """What can be done when a conversation does not fit the context window."""
-    for name, action in (("Leave out the oldest turns", "leave out"), ("Start anew with this question", "anew")):
+    choices = (("Leave out the oldest turns", "leave out"), ("Start anew with this question", "anew"))
+    for name, action in choices if has_older else ():
         st.button(name, key=f"{action}_{message.id}", on_click=wish, args=(action, message.id))
 
 

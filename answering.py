@@ -189,8 +189,8 @@ class Answers:
             ended, problem, is_kept = "failed", str(error), False
         self._change(live, ended=ended, problem=problem, figures=figures)
         live.has_ended.set()
-        if is_kept:
-            with self._news:
+        with self._news:
+            if is_kept and self._live[live.message_id] is live:  # else it is being continued already
                 del self._live[live.message_id]
 
     def _wait_for(self, live: LiveAnswer, before: LiveAnswer) -> None:

@@ -57,7 +57,8 @@ class ChatStore:
             raise StoreError(f"{path} cannot be used for conversations ({error}): move it away.") from error
 
     def close(self) -> None:
-        self._database.close()
+        with self._lock:  # SQLite would crash if another thread were in the middle of a statement
+            self._database.close()
 
     # --- conversations
 
@@ -123,6 +124,7 @@ class ChatStore:
         return Tree([_message(row) for row in rows], leaf[0] if leaf else None)
 
     def message(self, message_id: int) -> Message:
+        self._end_orphans()
         row = self._row(f"SELECT {_COLUMNS} FROM messages WHERE id = ?", (message_id,))
         assert row is not None, "messages go only with their conversation, a day after it was deleted"
         return _message(row)

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from answering import Answers, Server
-from chat_context import left_out, messages_for, oldest_to_leave_out
+from chat_context import left_out, messages_for, oldest_to_leave_out, told_tokens
 from chat_messages import Message
 from chat_store import ChatStore
 from sampling_params import SamplingParams
@@ -72,7 +72,7 @@ class Chat:
 
     def leave_out_oldest(self, conversation_id: str, answer: Message, settings: Settings) -> None:
         """Marks as many of the oldest turns as not sent as it takes, and answers the last question again."""
-        window = self.server.context_window or 0
+        window = self.server.context_window or told_tokens(answer.problem) * 3 // 4  # some servers do not tell it
         room = min(window // ROOM_SHARE, settings.sampling["max_tokens"])
         path = self.store.tree(conversation_id).path(answer.id)
         self.store.leave_out(oldest_to_leave_out(path, settings.system_prompt, window, room))

@@ -250,7 +250,12 @@ with state_place:
 question = st.chat_input(hint, key="question")  # in the main body: only then the page scrolls along
 gauge_place = st.bottom.container()
 if question:
-    ask(question, conversation)
+    try:
+        ask(question, conversation)
+    except StoreError as error:  # what was typed must not be lost
+        st.error(str(error), icon=":material/error:")
+        st.code(question, language=None, wrap_lines=True)
+        st.stop()
 elif "wish" in st.session_state:
     perform(*st.session_state.pop("wish"))
 conversation = store.get(st.session_state.opened) if st.session_state.opened else None
@@ -262,6 +267,8 @@ tree = store.tree(conversation.id) if conversation else Tree([], None)
 with gauge_place:
     draw_gauge(gauge(tree.path(), settings.system_prompt, server.context_window))
 st.chat_message("assistant").write(GREETING)
+if conversation is None and PARAMETER in st.query_params:
+    st.info("This conversation is not here: it was deleted, or is in another file. A question begins a new one.")
 st.session_state.total = None
 places = draw_conversation(tree)
 with st.sidebar:

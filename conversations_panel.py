@@ -32,7 +32,9 @@ def open_conversation(conversation_id: str | None, store: ChatStore) -> None:
 
 
 def delete(conversation: Conversation, store: ChatStore) -> None:
-    """Callback; undo stays possible."""
+    """Callback; undo stays possible. What is being written for it stops."""
+    for message in store.tree(conversation.id).messages.values():
+        store.want_stop(message.id)
     store.delete(conversation.id)
     st.session_state.deleted = conversation
     open_conversation(None, store)

@@ -151,6 +151,7 @@ class LlamaCppHandler:
         for choice in choices:
             self._engine.submit(choice)
         self._open[request_id] = choices
+        self._metrics.report()  # now, not after the first step: who wants to stop the server must see it
 
     def _check_vocabulary(self, wanted: ApiRequest) -> None:
         """What only the model can tell; raises ApiError."""

@@ -108,10 +108,13 @@ def _name(process: ProcessUse) -> str:
 def _chart(
     title: str, now: str, points: list[Point], values: Values, colors: list[str], high: float | None = None
 ) -> None:
-    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center", gap="xsmall"):
-        st.markdown(f"**{title}**", width="content")
-        st.caption(now or "&nbsp;", width="content")
-    st.vega_lite_chart(_columns(points, values), _spec(colors, high), height=CHART_HEIGHT, key=f"chart of {title}")
+    with st.container(gap=None):
+        with st.container(
+            horizontal=True, horizontal_alignment="distribute", vertical_alignment="center", gap="xsmall"
+        ):
+            st.markdown(f"**{title}**", width="content")
+            st.caption(now or "&nbsp;", width="content")
+        st.vega_lite_chart(_columns(points, values), _spec(colors, high), height=CHART_HEIGHT, key=f"chart of {title}")
 
 
 def _columns(points: list[Point], values: Values) -> dict[str, list[Any]]:
@@ -138,7 +141,6 @@ def _spec(colors: list[str], high: float | None) -> dict[str, Any]:
     minutes = HISTORY_SECONDS // 60
     ticks = [-60 * minute for minute in range(minutes, -1, -1)]
     return {
-        "padding": 0,
         "mark": {"type": "line", "strokeWidth": 2, "interpolate": "linear", "clip": True},
         "encoding": {
             "x": {

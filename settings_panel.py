@@ -85,7 +85,8 @@ def remembered() -> dict[str, Any]:
 def recall(settings: Mapping[str, Any]) -> None:
     """Puts kept settings into the sidebar, before it is drawn; what cannot be right is left as it is."""
     for name, value in settings.items():
-        if name in REMEMBERED and isinstance(value, REMEMBERED[name]) and _is_possible(name, value):
+        is_kind = name in REMEMBERED and isinstance(value, REMEMBERED[name]) and not isinstance(value, bool)
+        if is_kind and _is_possible(name, value):
             st.session_state[name] = value
 
 
@@ -101,7 +102,7 @@ def _is_possible(name: str, value: Any) -> bool:
     if name == "answers":
         return 1 <= value <= MOST_ANSWERS
     if name not in BOUNDS or value is None:
-        return not isinstance(value, bool)
+        return True
     low = LEAST if name in ("temperature", "top_p") else BOUNDS[name].low
     high = LARGEST_MAX_TOKENS if name == "max_tokens" else BOUNDS[name].high
     return low <= value <= high

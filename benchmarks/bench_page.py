@@ -146,7 +146,6 @@ def main() -> None:
     parser.add_argument("--model-store", type=Path, default=PROJECT / "model_store")
     given = parser.parse_args()
     lags = run(given.model_store, given.rounds, given.max_tokens)
-    print([(round(lag.first), round(lag.last)) for lag in lags])
     for name in ("first", "last"):
         values = sorted(getattr(lag, name) for lag in lags)
         print(f"{name} character: p50 {statistics.median(values):.0f} ms, {values[0]:.0f} to {values[-1]:.0f} ms")

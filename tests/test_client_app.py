@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 APP = Path(__file__).resolve().parent.parent / "client_app.py"
@@ -31,6 +32,7 @@ class Reply:
     finish_reason: str = "stop"
     is_cut: bool = False
     refusal: str = ""
+    code: str | None = None
 
 
 class Server(ThreadingHTTPServer):
@@ -43,6 +45,7 @@ class Server(ThreadingHTTPServer):
         self.questions: list[tuple[str, dict[str, Any]]] = []
         self.replies: deque[Reply] = deque()
         self.has_model = True
+        self.keys: set[str | None] = set()
 
     def close(self) -> None:
         self.shutdown()
@@ -59,11 +62,13 @@ class Handler(BaseHTTPRequestHandler):
         self._describe()
 
     def do_POST(self) -> None:
+        self.server.keys.add(self.headers["Authorization"])
         question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.questions.append((self.path.partition("/v1/")[2], question))
         reply = self.server.replies.popleft() if self.server.replies else Reply()
         if reply.refusal:
-            self._send(400, {"error": {"message": reply.refusal, "type": "invalid_request_error", "param": "prompt"}})
+            error = {"message": reply.refusal, "type": "invalid_request_error", "param": "prompt", "code": reply.code}
+            self._send(400, {"error": error})
             return
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
@@ -72,13 +77,15 @@ class Handler(BaseHTTPRequestHandler):
             self._event({"choices": [{"delta": {"content": text}} if "messages" in question else {"text": text}]})
         if not reply.is_cut:
             ending = {"delta": {}, "text": "", "finish_reason": reply.finish_reason}
-            figures = {"usage": {"completion_tokens": 5}, "timings": {"predicted_per_second": 12.34}}
+            usage = {"prompt_tokens": 25, "completion_tokens": 5, "total_tokens": 30}
+            figures = {"usage": usage, "timings": {"predicted_per_second": 12.34}}
             self._event({"choices": [ending], **figures})
             self.wfile.write(b"data: [DONE]\n\n")
 
     def _describe(self) -> None:
         if self.server.has_model:
-            self._send(200, {"object": "list", "data": [{"id": "llamacpp", "object": "model"}]})
+            model = {"id": "llamacpp", "object": "model", "meta": {"context_window": 4096}}
+            self._send(200, {"object": "list", "data": [model]})
         else:
             self._send(404, {"code": 404, "type": "ModelNotFoundException", "message": "Model not found: llamacpp"})
 
@@ -136,6 +143,15 @@ def last_answer(app: AppTest) -> Any:
 
 def has_button(app: AppTest, label: str) -> bool:
     return any(button.label == label for button in app.button)
+
+
+def address_of(app: AppTest) -> str:
+    return str(app.query_params["conversation"])
+
+
+def gauge_text(app: AppTest) -> str:
+    (progress,) = app.get("progress")
+    return str(progress.proto.text)
 
 
 def press(app: AppTest, label: str) -> AppTest:
@@ -354,25 +370,119 @@ def test_two_sessions_know_nothing_of_each_other(server: Server) -> None:
     assert (len(one.chat_message), len(other.chat_message)) == (3, 3)
 
 
-@pytest.mark.parametrize(
-    ("said", "shown"),
-    [
-        pytest.param("It costs $5 or $6.", r"It costs \$5 or \$6.", id="money is no formula"),
-        pytest.param(r"It costs \$5.", r"It costs \$5.", id="an escaped character stays one"),
-        pytest.param("Run `echo $HOME` for $5.", r"Run `echo $HOME` for \$5.", id="code in a line"),
-        pytest.param("A ` and $5\n\nb ` c", "A ` and \\$5\n\nb ` c", id="lone backticks are no code"),
-        pytest.param("$1\n```sh\necho $A `$B`\n```\n$2", "\\$1\n```sh\necho $A `$B`\n```\n\\$2", id="block of code"),
-        pytest.param("1. Do\n    ~~~\n    $A\n    ~~~", "1. Do\n    ~~~\n    $A\n    ~~~", id="block in a list"),
-        pytest.param("```sh\necho $A", "```sh\necho $A", id="block still being written"),
-        pytest.param("![x](http://a/b.png)", r"\![x](http://a/b.png)", id="an image is not loaded"),
-        pytest.param("Then :red[this] at 10:30", r"Then \:red[this] at 10:30", id="no colours"),
-        pytest.param("<b>bold</b>", "<b>bold</b>", id="Streamlit shows HTML as text"),
-    ],
-)
-def test_model_output_is_text_before_it_is_markdown(server: Server, said: str, shown: str) -> None:
-    server.replies.append(Reply(said))
+def test_model_output_is_text_before_it_is_markdown(server: Server) -> None:
+    server.replies.append(Reply("<b>It</b> costs $5 or $6."))
 
     app = ask(open_app(), "Hello")
 
-    assert last_answer(app).markdown[0].value == shown
+    assert last_answer(app).markdown[0].value == r"<b>It</b> costs \$5 or \$6."
     assert not last_answer(app).markdown[0].allow_html
+
+
+def test_conversation_in_the_address_is_there_after_a_restart_with_its_settings(server: Server) -> None:
+    app = open_app()
+    app.slider(key="temperature").set_value(0.3)
+    ask(app, "What is the closest star?")
+
+    st.cache_resource.clear()  # as a new process: the file is opened again
+    again = open_app(conversation=address_of(app))
+
+    assert last_answer(again).markdown[0].value == "It is Proxima Centauri."
+    assert again.slider(key="temperature").value == 0.3
+    ask(again, "How far is it?")
+    assert [message["role"] for message in server.questions[-1][1]["messages"]] == ["user", "assistant", "user"]
+
+
+def test_settings_of_the_address_win_over_those_of_the_conversation(server: Server) -> None:
+    app = open_app()
+    app.slider(key="temperature").set_value(0.3)
+    ask(app, "Hello")
+
+    again = open_app(conversation=address_of(app), temperature="0.7")
+
+    assert again.slider(key="temperature").value == 0.7
+
+
+def test_address_of_a_conversation_that_is_not_here_says_so(server: Server) -> None:
+    app = open_app(conversation="nowhere")
+
+    assert "This conversation is not here" in app.info[0].value
+
+
+def test_preset_moves_the_sliders_and_reaches_the_request(server: Server) -> None:
+    app = press(open_app(), "Precise")
+
+    ask(app, "Hello")
+
+    assert app.slider(key="temperature").value == 0.2
+    assert (server.questions[0][1]["temperature"], server.questions[0][1]["top_p"]) == (0.2, 0.9)
+
+
+def test_continue_sends_the_text_so_far_and_appends_what_comes(server: Server) -> None:
+    server.replies.append(Reply("It is", finish_reason="length"))
+    server.replies.append(Reply(" Proxima."))
+    app = ask(open_app(), "What is the closest star?")
+
+    press(app, "Continue")
+
+    assert server.questions[-1][1]["messages"] == [
+        {"role": "user", "content": "What is the closest star?"},
+        {"role": "assistant", "content": "It is"},
+    ]
+    assert last_answer(app).markdown[0].value == "It is Proxima."
+    assert last_answer(app).caption[0].value.startswith("10 tokens"), "5 before the continuation and 5 of it"
+
+
+def test_raw_prompt_is_continued_as_one_text(server: Server) -> None:
+    server.replies.append(Reply(" It", finish_reason="length"))
+    app = open_app(prompt_format="raw")
+    ask(app, "Question: Which? Answer:")
+
+    press(app, "Continue")
+
+    assert server.questions[-1][1]["prompt"] == "Question: Which? Answer: It"
+
+
+def test_simultaneous_answers_stand_side_by_side_with_their_total(server: Server) -> None:
+    app = ask(open_app(answers="3"), "What is the closest star?")
+
+    assert len(server.questions) == 3
+    captions = [caption.value for caption in last_answer(app).caption]
+    assert captions[0].startswith("3 answers · 15 tokens in ")
+    assert len([caption for caption in captions if caption.startswith("5 tokens")]) == 3
+
+
+def test_what_does_not_fit_can_be_left_out_by_choice_and_stays_to_be_seen(server: Server) -> None:
+    app = open_app()
+    for question in ("First", "Second"):
+        ask(app, question)
+    refusal = "messages: 9,000 tokens do not fit, since the context window has 4,096."
+    server.replies.append(Reply(refusal=refusal, code="context_length_exceeded"))
+    ask(app, "Third")
+    assert last_answer(app).error[0].value == refusal
+
+    press(app, "Leave out the oldest turns")
+
+    assert server.questions[-1][1]["messages"] == [{"role": "user", "content": "Third"}]
+    assert [app.chat_message[at].text[0].value for at in (1, 3, 5)] == ["First", "Second", "Third"]
+    assert app.chat_message[1].caption[0].value == "Not sent to the model any more."
+    assert last_answer(app).markdown[0].value == "It is Proxima Centauri."
+
+
+def test_gauge_tells_what_is_used_of_the_window(server: Server) -> None:
+    app = open_app()
+    assert "Context: 0 of 4,096 tokens used, 4,096 available." in gauge_text(app)
+
+    ask(app, "Hello")
+
+    assert "Context: 30 of 4,096 tokens used, 4,066 available." in gauge_text(app)
+
+
+def test_key_file_with_the_inference_key_alone_is_enough(server: Server, tmp_path: Path) -> None:
+    config = tmp_path / "config.properties"
+    config.write_text(config.read_text().replace("authorization=true", "authorization=false"))
+    (tmp_path / "key_file.json").write_text(json.dumps({"inference": {"key": "inference-key"}}))
+
+    ask(open_app(), "Hello")
+
+    assert server.keys == {"Bearer inference-key"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import torchserve_process
 from browser import open_page, running_app, running_browser, send
 from serving import make_home, wait_until, write_small_window_store
 from torchserve_management import ManagementClient, ServingSettings
-from torchserve_process import ServerConfig
+from torchserve_process import PROJECT, ServerConfig
 from wire import Stream, chat_body, engine_metrics, headers
 
 LONG = 120_000  # milliseconds; an answer on a busy machine
@@ -218,7 +219,7 @@ def test_stop_while_writing_keeps_the_text_and_continue_goes_on_from_it(
     expect(message(page, 2).get_by_text("stopped by you")).to_be_visible(timeout=LONG)
     wait_for_idle(server)
     kept = text_of(page, 2)
-    assert "la la" in kept
+    assert len(kept) > 20
 
     page.get_by_role("button", name="Continue").click()
     wait_for_text(page, 2, least=len(kept) + 20)
@@ -226,6 +227,16 @@ def test_stop_while_writing_keeps_the_text_and_continue_goes_on_from_it(
     expect(message(page, 2).get_by_text("stopped by you")).to_be_visible(timeout=LONG)
     assert text_of(page, 2).startswith(kept)
     expect(page.get_by_test_id("stChatMessage")).to_have_count(3)
+
+
+def test_clearing_the_chat_in_mid_answer_frees_the_slot(open_chat: Callable[..., Page], server: ServerConfig) -> None:
+    page = open_chat(f"{GREEDY}&max_tokens=2000")
+    wait_for_idle(server)
+    send(page, LA)
+    wait_for_text(page, 2)
+    page.get_by_role("button", name="Clear Chat History").click()
+    expect(page.get_by_test_id("stChatMessage")).to_have_count(1)
+    wait_for_idle(server)
 
 
 # --- branches
@@ -305,12 +316,24 @@ def test_two_tabs_see_and_lose_nothing_and_stop_works_from_the_other(
     for page in (one, other):
         expect(page.get_by_test_id("stChatMessage")).to_have_count(7, timeout=LONG)
         for question in ("Second question", "Third question"):
-            expect(page.get_by_text(question)).to_have_count(1)
+            expect(page.get_by_text(question, exact=True)).to_have_count(1)
     expect(message(other, 2).get_by_text("stopped by you")).to_be_visible(timeout=LONG)
     wait_for_end(other, 4)
     expect(message(one, 4).get_by_text(ENDED)).to_be_visible(timeout=LONG)
     wait_for_end(other, 6)
     wait_for_idle(server)
+
+
+def test_page_keeps_up_with_what_leaves_the_server(browser: Browser, server: ServerConfig, tmp_path: Path) -> None:
+    """benchmarks/bench_page.py measures; this only notices a page that draws seconds late, or only at the end."""
+    sys.path.append(str(PROJECT / "benchmarks"))
+    from bench_page import converse, relayed
+
+    with relayed(server) as (seen, relay), running_app("client_app.py", seen, tmp_path / "client.log") as address:
+        (lag,) = converse(browser, address, relay, questions=1, max_tokens=300)
+    assert len(relay.passed) > 10, "the server tells of many pieces"
+    assert lag.first < 2000
+    assert lag.last < 2000
 
 
 # --- simultaneous answers
@@ -319,7 +342,7 @@ def test_two_tabs_see_and_lose_nothing_and_stop_works_from_the_other(
 def test_four_simultaneous_answers_run_together_and_stop_together(
     open_chat: Callable[..., Page], server: ServerConfig
 ) -> None:
-    page = open_chat("temperature=1&max_tokens=2000&answers=4")
+    page = open_chat(f"{GREEDY}&max_tokens=2000&answers=4")
     wait_for_idle(server)
     send(page, LA)
     wait_until(lambda: busy_slots(server) == 4, what="four busy slots")
@@ -464,7 +487,7 @@ def test_server_killed_in_mid_answer_keeps_the_text_and_the_page_works_again_by_
     expect(message(page, 2).get_by_text("The answer was cut")).to_be_visible(timeout=LONG)
     expect(page.get_by_text("TorchServe is not running. Press Start Server")).to_be_visible(timeout=LONG)
     kept = text_of(page, 2)
-    assert "la la" in kept
+    assert len(kept) > 20
     page.get_by_test_id("stChatInputTextArea").fill("half a question")
 
     start_small(small_server)

@@ -165,6 +165,23 @@ def test_request_has_question_parameters_and_asks_for_usage(
     assert server.requests == [(f"/predictions/llamacpp/1.0/v1/{path}", expected)]
 
 
+def test_progress_of_the_prompt_and_running_counts_come_when_asked_for(
+    server: ScriptedServer, client: InferenceClient
+) -> None:
+    progress = {"total": 10, "cache": 0, "processed": 4, "time_ms": 1.0}
+    server.script = [
+        event(choices=[{"delta": {}}], prompt_progress=progress),
+        event(choices=[{"delta": {"content": "hi"}}], timings={"predicted_n": 1}),
+        DONE,
+    ]
+
+    pieces = list(client.chat([{"role": "user", "content": "q"}], PARAMS, tells_progress=True))
+
+    assert pieces == [Piece(progress=progress), Piece("hi", timings={"predicted_n": 1})]
+    _, body = server.requests[0]
+    assert (body["return_progress"], body["timings_per_token"]) == (True, True)
+
+
 @pytest.mark.parametrize("is_truncated", [pytest.param(False, id="ended-properly"), pytest.param(True, id="hung-up")])
 def test_stream_without_done_was_cut(server: ScriptedServer, client: InferenceClient, is_truncated: bool) -> None:
     server.script = [word("half")]

@@ -45,6 +45,7 @@ def management(server: ServerConfig) -> Iterator[ManagementClient]:
 @pytest.fixture
 def one(server: ServerConfig) -> ManagementClient:
     """A server whose model serves with ONE; left as it is where it already does, because loading takes seconds."""
+    (server.home / "refuse_batch_size").unlink(missing_ok=True)
     client = ManagementClient(server)
     status = client.describe()
     if not (status and status.is_ready and status.settings == ONE):
@@ -243,13 +244,13 @@ def test_archive_of_ones_own_is_served(server: ServerConfig, one: ManagementClie
 def test_model_whose_workers_cannot_load_any_more_has_failed(server: ServerConfig, one: ManagementClient) -> None:
     assert (one.look().state, described(one).phase) == ("up", "ready")
     refuse(server, 1)
+    log_end = (server.logs / "model_log.log").stat().st_size
 
     psutil.Process(described(one).workers[0].pid).kill()
 
-    wait_until(lambda: described(one).phase == "loading", 60, "a new worker")
+    causes = wait_until(lambda: worker_exceptions(server, log_end), 120, "the new worker's failure")
+    assert "batch size 4 does not fit in memory" in causes[0]
     wait_until(lambda: described(one).phase == "failed", 60, "its end")
-    (server.home / "refuse_batch_size").unlink()
-    assert "batch size 4 does not fit in memory" in worker_exceptions(server)[-1]
 
 
 def test_server_that_refuses_our_key_is_unhealthy(server: ServerConfig, one: ManagementClient) -> None:

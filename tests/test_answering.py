@@ -1,0 +1,236 @@
+"""Answers are written by threads of their own: kept as they come, watched, stopped, never lost."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from answering import Answers, Snapshot
+from chat_messages import Message
+from chat_store import ChatStore
+from sampling_params import InvalidParameter
+from serving import wait_until
+from torchserve_client import AnswerCut, Piece, RequestRefused, ServerUnreachable
+
+
+@dataclass
+class ScriptedAnswer:
+    """Pieces, steps to take in between, and errors; closing it ends it at the next step."""
+
+    script: list[Piece | Callable[[], object] | Exception]
+    is_closed: threading.Event = field(default_factory=threading.Event)
+
+    def __iter__(self) -> Iterator[Piece]:
+        for step in self.script:
+            if self.is_closed.is_set():
+                return
+            if isinstance(step, Exception):
+                raise step
+            if isinstance(step, Piece):
+                yield step
+            else:
+                step()
+
+    def close(self) -> None:
+        self.is_closed.set()
+
+
+@dataclass
+class ScriptedServer:
+    """Its states one after the other, the last one for ever."""
+
+    states: list[str] = field(default_factory=lambda: ["ready"])
+    context_window: int | None = 100
+
+    def state(self) -> str:
+        return self.states.pop(0) if len(self.states) > 1 else self.states[0]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ChatStore:
+    return ChatStore(tmp_path / "chats.sqlite3")
+
+
+@pytest.fixture
+def answers(store: ChatStore) -> Answers:
+    return Answers(store)
+
+
+def begin(store: ChatStore, answers: Answers, ask: Callable[[], Any], **more: Any) -> Message:
+    """A question in a conversation of its own, and its answer being written."""
+    (message_id,) = store.ask(store.create({}), "Question")
+    answers.start(message_id, ask, more.pop("server", ScriptedServer()), {}, **more)
+    return store.message(message_id)
+
+
+def scripted(*script: Any) -> Callable[[], Any]:
+    return lambda: ScriptedAnswer(list(script))
+
+
+def until_closed(first: Piece) -> Callable[[], Any]:
+    """An answer that ends when it is closed."""
+    answer = ScriptedAnswer([first])
+    answer.script += [answer.is_closed.wait, Piece("never")]
+    return lambda: answer
+
+
+def ended(answers: Answers, message: Message) -> Snapshot:
+    wait_until(lambda: answers.look(message).ended, what="the end of an answer")
+    return answers.look(message)
+
+
+def test_answer_goes_from_queued_over_reading_to_writing_and_is_kept(store: ChatStore, answers: Answers) -> None:
+    steps = {phase: threading.Event() for phase in ("queued", "reading", "writing")}
+    message = begin(
+        store,
+        answers,
+        scripted(
+            steps["queued"].wait,
+            Piece(progress={"total": 8, "cache": 0, "processed": 4}),
+            steps["reading"].wait,
+            Piece("It is"),
+            steps["writing"].wait,
+            Piece(" so.", "stop", usage={"total_tokens": 9}, timings={"predicted_n": 3}),
+        ),
+    )
+    seen = []
+    for phase, step in steps.items():
+        wait_until(lambda phase=phase: answers.look(message).phase == phase, what=phase)
+        seen.append((answers.look(message).percent, answers.look(message).text))
+        step.set()
+    assert seen == [(None, ""), (50, ""), (None, "It is")]
+
+    now = ended(answers, message)
+    kept = store.message(message.id)
+    assert (kept.text, kept.ended, kept.figures) == ("It is so.", "stop", now.figures)
+    assert kept.figures["usage"] == {"total_tokens": 9}
+    assert 0 <= kept.figures["first_token_seconds"] <= kept.figures["ended_at"] - kept.figures["asked_at"] + 0.1
+
+
+def test_text_is_in_the_store_before_the_answer_has_ended(store: ChatStore, answers: Answers) -> None:
+    go_on = threading.Event()
+    message = begin(store, answers, scripted(Piece("half"), go_on.wait, Piece("", "stop")))
+    wait_until(lambda: store.message(message.id).text == "half", what="the text in the store")
+    assert store.message(message.id).ended == ""
+    go_on.set()
+    ended(answers, message)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (AnswerCut("The answer was cut."), "cut"),
+        (ServerUnreachable("Nobody is there."), "failed"),
+        (RequestRefused("too many", 400, code="context_length_exceeded"), "too long"),
+        (RequestRefused("too many", 400, type="exceed_context_size_error"), "too long"),
+        (InvalidParameter("stop", "takes at most 16"), "failed"),
+    ],
+)
+def test_error_keeps_the_text_and_becomes_the_problem(
+    store: ChatStore, answers: Answers, error: Exception, reason: str
+) -> None:
+    now = ended(answers, begin(store, answers, scripted(Piece("half"), error)))
+    assert (now.text, now.ended, now.problem) == ("half", reason, str(error))
+
+
+def test_end_without_a_reason_counts_as_cut(store: ChatStore, answers: Answers) -> None:
+    assert ended(answers, begin(store, answers, scripted(Piece("half")))).ended == "cut"
+
+
+@pytest.mark.parametrize(("total", "reason"), [(99, "length"), (100, "full")])
+def test_answer_that_has_filled_the_window_says_so(store: ChatStore, answers: Answers, total: int, reason: str) -> None:
+    piece = Piece("x", "length", usage={"total_tokens": total})
+    assert ended(answers, begin(store, answers, scripted(piece))).ended == reason
+
+
+def test_stop_closes_the_answer_and_keeps_its_text(store: ChatStore, answers: Answers) -> None:
+    message = begin(store, answers, until_closed(Piece("half")))
+    wait_until(lambda: answers.look(message).text, what="some text")
+
+    answers.stop(message.id)
+
+    now = ended(answers, message)
+    assert (now.text, now.ended, now.problem) == ("half", "stopped", "")
+
+
+def test_stop_through_the_store_reaches_the_process_that_writes(store: ChatStore, answers: Answers) -> None:
+    message = begin(store, answers, until_closed(Piece("half")))
+    other_store = ChatStore(store.path)
+    other = Answers(other_store)
+    wait_until(lambda: other.look(message).text == "half", what="the text seen from outside")
+
+    other.stop(message.id)
+
+    assert ended(other, message).ended == "stopped"
+
+
+def test_next_answer_waits_for_the_one_before_it_and_is_asked_after(store: ChatStore, answers: Answers) -> None:
+    go_on = threading.Event()
+    first = begin(store, answers, scripted(Piece("one"), go_on.wait, Piece("", "stop")))
+    asked: list[str] = []
+
+    def ask() -> Any:
+        asked.append(store.message(first.id).ended)
+        return ScriptedAnswer([Piece("two", "stop")])
+
+    second = begin(store, answers, ask, after=first.id)
+    wait_until(lambda: answers.look(second).phase == "after", what="waiting for the first")
+    assert asked == []
+    go_on.set()
+    assert ended(answers, second).text == "two"
+    assert asked == ["stop"]
+
+
+def test_server_that_is_starting_is_asked_until_it_is_ready(store: ChatStore, answers: Answers) -> None:
+    replies: list[Any] = [ServerUnreachable("no"), RequestRefused("no worker", 503), Piece("yes", "stop")]
+    phases = []
+
+    def ask() -> Any:
+        phases.append(answers.look(message).phase)
+        return ScriptedAnswer([replies.pop(0)])
+
+    (message_id,) = store.ask(store.create({}), "Question")
+    message = store.message(message_id)
+    answers.start(message_id, ask, ScriptedServer(["starting", "loading", "ready"]), {})
+    assert ended(answers, message).text == "yes"
+    assert len(phases) == 3
+
+
+def test_server_that_is_down_is_not_waited_for(store: ChatStore, answers: Answers) -> None:
+    down = begin(store, answers, scripted(ServerUnreachable("Nobody.")), server=ScriptedServer(["down"]))
+    assert ended(answers, down).problem == "Nobody."
+
+
+def test_continuation_appends_and_counts_on(store: ChatStore, answers: Answers) -> None:
+    piece = Piece("It is", "length", usage={"completion_tokens": 2, "total_tokens": 5})
+    message = begin(store, answers, scripted(piece))
+    ended(answers, message)
+    begun = store.message(message.id)
+    store.reopen(message.id)
+    answers.start(message.id, scripted(Piece(" so.", "stop")), ScriptedServer(), {}, begun=begun)
+    assert ended(answers, store.message(message.id)).text == "It is so."
+    assert store.message(message.id).figures["earlier_tokens"] == 2
+
+
+def test_wait_returns_as_soon_as_something_has_changed(store: ChatStore, answers: Answers) -> None:
+    version = answers.wait(-1, 0.0)
+    assert answers.wait(version, 0.0) == version
+    message = begin(store, answers, scripted(Piece("x", "stop")))
+    assert answers.wait(version, 60.0) > version
+    ended(answers, message)
+
+
+def test_answer_that_cannot_be_kept_says_so_and_stays_to_be_seen(store: ChatStore, answers: Answers) -> None:
+    go_on = threading.Event()
+    message = begin(store, answers, scripted(Piece("half"), go_on.wait, Piece("", "stop")))
+    wait_until(lambda: answers.look(message).text, what="some text")
+    store.close()
+    go_on.set()
+    now = ended(answers, message)
+    assert (now.text, now.ended) == ("half", "failed")
+    assert str(store.path) in now.problem
