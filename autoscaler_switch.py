@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -107,9 +108,10 @@ def write_report(config: ServerConfig, report: Report) -> None:
 def _write(file: Path, content: dict[str, Any]) -> None:
     """As a whole: who reads at the same time sees the old file or the new one."""
     file.parent.mkdir(exist_ok=True)
-    part = file.with_suffix(f".{os.getpid()}")
-    part.write_text(json.dumps(content, indent=1))
-    part.replace(file)
+    number, part = tempfile.mkstemp(prefix=f"{file.stem}.", dir=file.parent)  # two pages may write at once
+    with open(number, "w") as opened:
+        opened.write(json.dumps(content, indent=1))
+    os.replace(part, file)
 
 
 # On and off.

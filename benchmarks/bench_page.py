@@ -75,9 +75,10 @@ class Relay:
         tail = b""  # a text may be cut in two
         try:
             while data := source.recv(65536):
+                came_at = 1000 * time.time()
                 sink.sendall(data)
                 if is_answer and TEXT.search(tail + data):
-                    self.passed.append(1000 * time.time())
+                    self.passed.append(came_at)
                     tail = b""
                 else:
                     tail = data[-200:]

