@@ -40,7 +40,8 @@ WATCH = """number => {
   window.ended = new Promise(resolve => {
     const look = () => {
       const answer = document.querySelectorAll('[data-testid="stChatMessage"]')[2 * number];
-      const length = answer?.querySelector('[data-testid="stMarkdownContainer"]')?.textContent.length ?? 0;
+      const texts = [...answer?.querySelectorAll('[data-testid="stMarkdownContainer"]') ?? []];
+      const length = texts.find(text => !text.closest('button'))?.textContent.length ?? 0;  // a label is no answer
       if (length > (window.grown.at(-1)?.[1] ?? 0)) window.grown.push([Date.now(), length]);
       if (/ended by itself|length limit reached/.test(answer?.textContent ?? '')) {
         observer.disconnect();

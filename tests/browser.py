@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from serving import free_ports, wait_until
 from torchserve_process import PROJECT, ServerConfig
@@ -35,6 +35,7 @@ CANDIDATES = (
     "/Applications/Chromium.app/Contents/MacOS/Chromium",
 )
 PAGE_SECONDS = 60.0
+expect.set_options(timeout=PAGE_SECONDS * 1000)  # milliseconds; a page on a busy machine can take far more than 5 s
 
 
 def find_chromium() -> str | None:
