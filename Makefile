@@ -28,7 +28,7 @@ test: $(ARCHIVE) $(VENV)/.tests-installed ## run every test
 lint: $(VENV)/.tests-installed ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy *.py
+	$(BIN)/mypy *.py chat control_room experiments scaling server
 
 screenshots: $(ARCHIVE) $(VENV)/.tests-installed ## make the README's pictures from the running apps
 	$(BIN)/python screenshots/make_screenshots.py

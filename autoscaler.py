@@ -23,7 +23,8 @@ from dataclasses import fields, replace
 
 import psutil
 
-from autoscaler_policy import (
+from experiments.guard import is_running
+from scaling.policy import (
     Arrivals,
     Decision,
     Observation,
@@ -33,7 +34,7 @@ from autoscaler_policy import (
     oldest_wait_seconds,
     still_waiting,
 )
-from autoscaler_switch import (
+from scaling.switch import (
     Entry,
     Kind,
     Report,
@@ -44,13 +45,12 @@ from autoscaler_switch import (
     write_policy,
     write_report,
 )
-from experiment_guard import is_running
-from model_store import twin_of
-from torchserve_management import ManagementClient
-from torchserve_metrics import ARRIVED, Snapshot, read_snapshot
-from torchserve_process import ServerConfig, TorchServeError, find_server
-from torchserve_status import ModelStatus
-from torchserve_traffic import Patience, wait_until_quiet
+from server.management import ManagementClient
+from server.metrics import ARRIVED, Snapshot, read_snapshot
+from server.model_store import twin_of
+from server.process import ServerConfig, TorchServeError, find_server
+from server.status import ModelStatus
+from server.traffic import Patience, wait_until_quiet
 
 LOOK_SECONDS = 2.0
 QUIET_SECONDS = 5.0  # the worker that is to be ended gets so long to become quiet before the next look

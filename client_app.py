@@ -1,7 +1,7 @@
 """The chat: conversations with the model that TorchServe serves, kept on disk and followed while they are written.
 
 Run it with `streamlit run client_app.py`, as often as you like: every tab of every copy sees the same conversations
-(set LLAMA2_CHAT_STORE to keep them in another file). Answers are written by threads of their own (answering.py); a
+(set LLAMA2_CHAT_STORE to keep them in another file). Answers are written by threads of their own (chat/answering.py); a
 page only looks, so leaving or reloading it cuts nothing. The server's state is asked each time, never remembered.
 """
 
@@ -15,18 +15,18 @@ from pathlib import Path
 
 import streamlit as st
 
-from answer_panel import Place, draw_answer, draw_branches, follow, icon_button, wish
-from answering import Answers
-from chat_context import Gauge, gauge, left_out
-from chat_messages import Conversation, Message, Tree
-from chat_store import ChatStore, StoreError
-from chat_turns import Chat, ChatServer
-from conversations_panel import PARAMETER, delete, draw_conversations, draw_new_and_undo
-from openai_client import OpenAIClient
-from parallel_panel import draw_group
-from settings_panel import draw_server_choice, draw_settings, recall
-from torchserve_client import InferenceClient
-from torchserve_process import ServerConfig, TorchServeError
+from chat.answer_panel import Place, draw_answer, draw_branches, follow, icon_button, wish
+from chat.answering import Answers
+from chat.context import Gauge, gauge, left_out
+from chat.conversations_panel import PARAMETER, delete, draw_conversations, draw_new_and_undo
+from chat.messages import Conversation, Message, Tree
+from chat.openai_client import OpenAIClient
+from chat.parallel_panel import draw_group
+from chat.settings_panel import draw_server_choice, draw_settings, recall
+from chat.store import ChatStore, StoreError
+from chat.turns import Chat, ChatServer
+from server.client import InferenceClient
+from server.process import ServerConfig, TorchServeError
 
 NOT_SENT = "Not sent to the model any more."
 GREETING = "How may I assist you today?"

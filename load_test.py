@@ -1,7 +1,7 @@
 """Simultaneous requests to an OpenAI-compatible server, measured. For the command line, the benchmarks and the app.
 
 Knows the wire only: any `…/v1` address will do, so that servers can be compared. Changing the server's settings
-between runs, and keeping what was measured, is in experiments.py. Threads: one per client, each with its own
+between runs, and keeping what was measured, is in experiments/. Threads: one per client, each with its own
 connection; nothing but `stop` and what they measured is shared.
 
 Not covered: https, and clients that keep their connection open between requests.
@@ -27,8 +27,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from prompt_sets import PROMPT_SETS, make_bodies
-from torchserve_client import MODEL_NAME, MODEL_VERSION, Keys
-from torchserve_process import ServerConfig, TorchServeError
+from server.client import MODEL_NAME, MODEL_VERSION, Keys
+from server.process import ServerConfig, TorchServeError
 
 TIMEOUT_SECONDS = 1200.0
 STOP_SECONDS = 0.1  # how soon a stop is seen
@@ -299,7 +299,7 @@ def at_least_one(text: str) -> int:
 def main() -> int:
     """`python load_test.py --clients 8`: asks the TorchServe of config.properties, or any --url."""
     parser = argparse.ArgumentParser(
-        description="Simultaneous chat requests, measured once. `python experiments.py --help` varies the settings."
+        description="Simultaneous chat requests, measured once. `python -m experiments --help` varies the settings."
     )
     count = at_least_one
     parser.add_argument("--clients", type=count, default=8, help="requests open at once, at most (default %(default)s)")

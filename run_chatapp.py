@@ -19,9 +19,9 @@ from pathlib import Path
 from types import FrameType
 
 from sampling_params import SamplingParams
-from torchserve_client import InferenceClient
-from torchserve_management import DEFAULT_SETTINGS, ManagementClient
-from torchserve_process import ServerConfig, TorchServeError, find_server, start, stop
+from server.client import InferenceClient
+from server.management import DEFAULT_SETTINGS, ManagementClient
+from server.process import ServerConfig, TorchServeError, find_server, start, stop
 
 PROJECT = Path(__file__).resolve().parent
 APPS = {"Server": "torchserve_server_app.py", "Chat": "client_app.py"}

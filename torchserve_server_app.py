@@ -2,7 +2,7 @@
 
 Knows nothing of HTTP, and remembers nothing of the server: what the page shows was asked from TorchServe at that
 moment, so it is also right after a reload, in a second tab and when somebody used the command line. The session keeps
-what the person chose. Actions run beside the pages (server_actions.py): closing a page stops nothing.
+what the person chose. Actions run beside the pages (control_room/actions.py): closing a page stops nothing.
 
 Run it with `streamlit run torchserve_server_app.py`.
 """
@@ -15,19 +15,26 @@ from datetime import datetime
 
 import streamlit as st
 
-from autoscaler_panel import show_autoscaler
-from connect_panel import show_connect
-from experiment_guard import is_running
-from experiments_panel import show_experiments
-from logs_panel import show_logs
-from metrics_panel import show_metrics
-from server_actions import Actions, Outcome
-from serving_panel import difference, follow, is_other_than_seen, show_choice, wanted_archive, wanted_settings
-from status_panel import show_state
-from torchserve_management import ManagementClient, ModelStatus
-from torchserve_metrics import read_snapshot
-from torchserve_process import ServerConfig, TorchServeError
-from torchserve_traffic import Traffic
+from control_room.actions import Actions, Outcome
+from control_room.autoscaler_panel import show_autoscaler
+from control_room.connect_panel import show_connect
+from control_room.experiments_panel import show_experiments
+from control_room.logs_panel import show_logs
+from control_room.metrics_panel import show_metrics
+from control_room.serving_panel import (
+    difference,
+    follow,
+    is_other_than_seen,
+    show_choice,
+    wanted_archive,
+    wanted_settings,
+)
+from control_room.status_panel import show_state
+from experiments.guard import is_running
+from server.management import ManagementClient, ModelStatus
+from server.metrics import read_snapshot
+from server.process import ServerConfig, TorchServeError
+from server.traffic import Traffic
 
 st.set_page_config(page_title="Llama 2 TorchServe Server", page_icon="🦙", layout="wide")
 

@@ -16,8 +16,8 @@ sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 from playwright.sync_api import Browser, Page, expect  # noqa: E402
 
 from browser import open_page, running_app, running_browser, send  # noqa: E402
+from server.management import DEFAULT_SETTINGS, ManagementClient, ServingSettings  # noqa: E402
 from serving import make_home, running_server  # noqa: E402
-from torchserve_management import DEFAULT_SETTINGS, ManagementClient, ServingSettings  # noqa: E402
 
 PICTURES = Path(__file__).resolve().parent
 PATIENCE = 300_000  # milliseconds

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from server.process import PROJECT, ServerConfig
 from serving import free_ports, wait_until
-from torchserve_process import PROJECT, ServerConfig
 
 CHROMIUM_FLAGS = (
     "--no-sandbox",

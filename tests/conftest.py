@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from server.management import ManagementClient, ServingSettings
+from server.process import PROJECT, ServerConfig
 from serving import make_home, running_server
-from torchserve_management import ManagementClient, ServingSettings
-from torchserve_process import PROJECT, ServerConfig
 
 
 @pytest.fixture(scope="session")

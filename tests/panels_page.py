@@ -9,9 +9,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import streamlit as st
 
-from autoscaler_panel import show_autoscaler
-from metrics_panel import show_metrics
-from torchserve_process import ServerConfig
+from control_room.autoscaler_panel import show_autoscaler
+from control_room.metrics_panel import show_metrics
+from server.process import ServerConfig
 
 st.set_page_config(page_title="Panels", layout="wide")
 config = ServerConfig.load()

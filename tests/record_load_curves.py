@@ -16,13 +16,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from autoscaler_policy import Observation, Policy
-from autoscaler_switch import read_report, switch_off, switch_on
 from load_test import Run, run_load, torchserve_target
 from prompt_sets import make_bodies
+from scaling.policy import Observation, Policy
+from scaling.switch import read_report, switch_off, switch_on
+from server.management import ManagementClient, ServingSettings
+from server.process import PROJECT, ServerConfig
 from serving import make_home, running_server, wait_until
-from torchserve_management import ManagementClient, ServingSettings
-from torchserve_process import PROJECT, ServerConfig
 
 CURVES = Path(__file__).resolve().parent / "load_curves"
 POLICY = Policy(min_workers=1, max_workers=3, max_memory_percent=90, calm_seconds=10, pause_seconds=4)

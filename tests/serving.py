@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-import torchserve_process
-from torchserve_process import PROJECT, ServerConfig, find_java, is_listening
+from server import process as torchserve_process
+from server.process import PROJECT, ServerConfig, find_java, is_listening
 
 T = TypeVar("T")
 

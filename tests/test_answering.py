@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from answering import Answers, Snapshot
-from chat_messages import Message
-from chat_store import ChatStore
+from chat.answering import Answers, Snapshot
+from chat.messages import Message
+from chat.store import ChatStore
 from sampling_params import InvalidParameter
+from server.client import AnswerCut, Piece, RequestRefused, ServerUnreachable
 from serving import wait_until
-from torchserve_client import AnswerCut, Piece, RequestRefused, ServerUnreachable
 
 
 @dataclass

@@ -17,13 +17,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-import experiment_guard
-import torchserve_process
-from autoscaler_policy import Policy
-from autoscaler_switch import Entry, is_on, owner, read_policy, read_report, switch_off, switch_on, write_policy
+from experiments import guard as experiment_guard
+from scaling.policy import Policy
+from scaling.switch import Entry, is_on, owner, read_policy, read_report, switch_off, switch_on, write_policy
+from server import process as torchserve_process
+from server.management import ManagementClient, ServingSettings
+from server.process import PROJECT, ServerConfig, TorchServeError
 from serving import make_home, running_server, wait_until, write_echo_archives
-from torchserve_management import ManagementClient, ServingSettings
-from torchserve_process import PROJECT, ServerConfig, TorchServeError
 
 POLICY = Policy(min_workers=1, max_workers=3, max_memory_percent=95, calm_seconds=2, pause_seconds=1)
 SETTINGS = ServingSettings(batch_size=4, max_batch_delay_ms=20, workers=1)
@@ -120,7 +120,7 @@ def test_of_many_that_are_started_at_once_one_runs(config: ServerConfig) -> None
 def test_it_outlives_the_program_that_switched_it_on(config: ServerConfig) -> None:
     script = (
         "import sys, time; sys.path.insert(0, sys.argv[1])\n"
-        "from autoscaler_switch import switch_on; from autoscaler_policy import Policy\n"
+        "from scaling.switch import switch_on; from scaling.policy import Policy\n"
         "from torchserve_process import ServerConfig\n"
         "switch_on(ServerConfig.load(sys.argv[2]), Policy()); print('on', flush=True); time.sleep(600)"
     )

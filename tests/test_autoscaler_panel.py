@@ -12,14 +12,14 @@ import psutil
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from autoscaler_policy import Policy
-from autoscaler_switch import is_on, owner, read_policy, read_report, switch_off, write_policy
 from browser import open_page, running_app, running_browser
 from load_test import Run, run_load, torchserve_target
 from prompt_sets import make_bodies
+from scaling.policy import Policy
+from scaling.switch import is_on, owner, read_policy, read_report, switch_off, write_policy
+from server.management import ManagementClient, ServingSettings
+from server.process import ServerConfig
 from serving import make_home, running_server, wait_until
-from torchserve_management import ManagementClient, ServingSettings
-from torchserve_process import ServerConfig
 from wire import CHAT_PATH, chat_body, post
 
 LONG = 120_000  # milliseconds

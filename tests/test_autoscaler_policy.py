@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoscaler_policy import (
+from scaling.policy import (
     OVERLOAD_SECONDS,
     Arrivals,
     Decision,

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-import torchserve_process
 from browser import open_page, running_app, running_browser, send
+from server import process as torchserve_process
+from server.management import ManagementClient, ServingSettings
+from server.process import ServerConfig, find_server
 from serving import make_home, wait_until
-from torchserve_management import ManagementClient, ServingSettings
-from torchserve_process import ServerConfig, find_server
 from wire import engine_metrics
 
 LONG = 120_000  # milliseconds; loading a model on a busy machine

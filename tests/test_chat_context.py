@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from chat_context import gauge, messages_for, oldest_to_leave_out, told_tokens
-from chat_messages import Message
+from chat.context import gauge, messages_for, oldest_to_leave_out, told_tokens
+from chat.messages import Message
 
 
 def conversation(turns: int, length: int = 400) -> list[Message]:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from chat_export import ImportFailed, as_markdown, export_json, import_json
-from chat_messages import Conversation, Message, title_from
-from chat_schema import MIGRATIONS
-from chat_store import KEEP_DELETED_SECONDS, WRITER_SECONDS, ChatStore, StoreError
+from chat.export import ImportFailed, as_markdown, export_json, import_json
+from chat.messages import Conversation, Message, title_from
+from chat.schema import MIGRATIONS
+from chat.store import KEEP_DELETED_SECONDS, WRITER_SECONDS, ChatStore, StoreError
 
 SETTINGS = {"temperature": 0.5}
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-import torchserve_process
 from browser import open_page, running_app, running_browser, send
+from server import process as torchserve_process
+from server.management import ManagementClient, ServingSettings
+from server.process import PROJECT, ServerConfig
 from serving import make_home, wait_until, write_small_window_store
-from torchserve_management import ManagementClient, ServingSettings
-from torchserve_process import PROJECT, ServerConfig
 from wire import Stream, chat_body, engine_metrics, headers
 
 LONG = 120_000  # milliseconds; an answer on a busy machine

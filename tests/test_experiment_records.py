@@ -10,15 +10,14 @@ from pathlib import Path
 
 import pytest
 
-import experiment_charts as charts
-import experiment_records as records
-from experiment_records import Plan, Point, Record, Setup, Value
-from experiments import Pace
+from experiments import charts, records
+from experiments.records import Plan, Point, Record, Setup, Value
+from experiments.sweep import Pace
 from load_test import Run, Sample
 from sampling_params import InvalidParameter
+from server.process import ServerConfig, TorchServeError
+from server.status import ServingSettings
 from serving import make_home
-from torchserve_process import ServerConfig, TorchServeError
-from torchserve_status import ServingSettings
 
 BASE = Setup(ServingSettings(batch_size=8, max_batch_delay_ms=50, workers=1), "llama.tar.gz", "continuous")
 PLAN = Plan((1, 8), 16, "short", 32, "batch_size", (1, 4))

@@ -13,15 +13,16 @@ from pathlib import Path
 
 import pytest
 
-import experiment_records as records
-import torchserve_process
 from chatting_handler import fail_file, write_chatting_archives
-from experiment_guard import ExperimentFailed, forget, is_running, left_behind, only_one, put_back
-from experiment_records import Plan, Record, Setup
-from experiments import Background, Experiment, Progress
+from experiments import records
+from experiments.background import Background
+from experiments.guard import ExperimentFailed, forget, is_running, left_behind, only_one, put_back
+from experiments.records import Plan, Record, Setup
+from experiments.sweep import Experiment, Progress
+from server import process as torchserve_process
+from server.management import ManagementClient, ServingSettings
+from server.process import PROJECT, ServerConfig
 from serving import make_home, running_server, wait_until
-from torchserve_management import ManagementClient, ServingSettings
-from torchserve_process import PROJECT, ServerConfig
 
 BASE = ServingSettings(batch_size=2, max_batch_delay_ms=0, workers=1)
 PLAN = Plan(clients=(2,), requests=4, prompts="short", max_tokens=10, sweep="batch_size", values=(1, 4))
@@ -195,7 +196,7 @@ def test_background_goes_on_alone_and_can_be_cancelled(server: ServerConfig) -> 
 
 def start_command(config: ServerConfig, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "experiments.py", *arguments],
+        [sys.executable, "-m", "experiments", *arguments],
         cwd=PROJECT,
         env=os.environ | {"TS_CONFIG_FILE": str(config.path)},
         stdout=subprocess.PIPE,

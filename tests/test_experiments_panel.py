@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-import experiment_records as records
 from browser import open_page, running_app, running_browser
 from chatting_handler import write_chatting_archives
-from experiment_guard import is_running, note_file
-from experiment_records import Record, Setup
+from experiments import records
+from experiments.guard import is_running, note_file
+from experiments.records import Record, Setup
+from server.management import ManagementClient, ServingSettings
+from server.process import ServerConfig
 from serving import make_home, running_server, wait_until
-from torchserve_management import ManagementClient, ServingSettings
-from torchserve_process import ServerConfig
 
 PAGE = "tests/experiments_page.py"
 LONG = 120_000  # milliseconds; the model is loaded several times

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from llama_cpp_api import WITHOUT_EFFECT
 from sampling_params import BOUNDS, PARAMETER_NAMES
+from server.management import ManagementClient
+from server.process import ServerConfig
 from serving import wait_until
-from torchserve_management import ManagementClient
-from torchserve_process import ServerConfig
 from wire import CHAT_PATH, MODEL_PATH, chat_body, engine_metrics, headers, post
 
 N_REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "2000"))

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import ast
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
-MODULES = {path.stem: path for path in PROJECT.glob("*.py")}
+PACKAGES = [init.parent.name for init in PROJECT.glob("*/__init__.py")]
+MODULES = {path.stem: path for path in PROJECT.glob("*.py")} | {
+    package if path.stem == "__init__" else f"{package}.{path.stem}": path
+    for package in PACKAGES
+    for path in (PROJECT / package).glob("*.py")
+}
 
 # Inside the archive: module, and those of ours that it may import, beside sampling_params.
 WORKER = {
@@ -31,80 +37,27 @@ WORKER = {
         "llama_cpp_reply",
     },
 }
-# Outside it: families, each with the families it may import beside its own.
-FAMILIES = {
-    "shared": {"sampling_params"},
-    "packaging": {"package_llama"},
-    "asking": {"torchserve_process", "torchserve_client"},
-    "managing": {
-        "model_store",
-        "torchserve_logs",
-        "torchserve_management",
-        "torchserve_metrics",
-        "torchserve_status",
-        "torchserve_traffic",
-    },
-    "experiments": {
-        "experiment_charts",
-        "experiment_guard",
-        "experiment_records",
-        "experiments",
-        "load_test",
-        "prompt_sets",
-    },
-    "autoscaler": {"autoscaler", "autoscaler_policy", "autoscaler_switch"},
-    "chat": {
-        "answering",
-        "chat_context",
-        "chat_export",
-        "chat_messages",
-        "chat_schema",
-        "chat_store",
-        "chat_turns",
-        "markdown_text",
-        "openai_client",
-    },
-    "chat page": {
-        "answer_panel",
-        "client_app",
-        "conversations_panel",
-        "copy_panel",
-        "parallel_panel",
-        "settings_panel",
-    },
-    "server page": {
-        "autoscaler_panel",
-        "connect_panel",
-        "experiment_results_panel",
-        "experiments_panel",
-        "logs_panel",
-        "metrics_history",
-        "metrics_panel",
-        "server_actions",
-        "serving_costs",
-        "serving_panel",
-        "status_panel",
-        "torchserve_server_app",
-    },
-    "start": {"run_chatapp"},
+# Outside it: modules, or packages whole, and those of ours that they may import, beside sampling_params.
+OUTSIDE = {
+    "sampling_params": set(),
+    "package_llama": set(),
+    "server": set(),
+    "prompt_sets": set(),
+    "load_test": {"server", "prompt_sets"},
+    "experiments": {"server", "load_test", "prompt_sets"},
+    "scaling": {"server"},
+    "autoscaler": {"server", "scaling", "experiments.guard"},
+    "control_room": {"server", "scaling", "experiments", "load_test", "prompt_sets"},
+    "torchserve_server_app": {"server", "scaling", "experiments", "control_room"},
+    # The chat holds the inference key only, so of the server it knows what needs no other.
+    "chat": {"server.client", "server.process"},
+    "client_app": {"server.client", "server.process", "chat"},
+    "run_chatapp": {"server"},
 }
-MAY_IMPORT = {
-    "shared": set(),
-    "packaging": set(),
-    "asking": {"shared"},
-    "managing": {"shared", "asking"},
-    "experiments": {"shared", "asking", "managing"},
-    "autoscaler": {"shared", "asking", "managing", "experiments"},
-    "chat": {"shared", "asking"},  # never "managing": the chat holds the inference key only
-    "chat page": {"shared", "asking", "chat"},
-    "server page": {"shared", "asking", "managing", "experiments", "autoscaler"},
-    "start": {"shared", "asking", "managing"},
-}
-PAGES = FAMILIES["chat page"] | FAMILIES["server page"]
 HOMES = {
-    "streamlit": {module for module in PAGES if module.endswith(("_app", "_panel"))},
-    "altair": {"experiment_charts"},
-    "prometheus_client": {"torchserve_metrics"},
+    "streamlit": {name for name in MODULES if name.endswith(("_app", "_panel"))},
+    "altair": {"experiments.charts"},
+    "prometheus_client": {"server.metrics"},
     "ts": {"llama_cpp_handler", "llama_cpp_metrics"},
     "llama_cpp": {"llama_cpp_model", "llama_cpp_sampler"},
     "jinja2": {"llama_cpp_model"},
@@ -113,41 +66,47 @@ HOMES = {
 
 
 def imports_of(path: Path) -> set[str]:
+    """What a file imports, in full: `from server import logs` and `from server.logs import read` are `server.logs`."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names.add(node.module.split(".")[0])
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module and node.level == 0, f"{path} imports relatively"
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= (inner & set(MODULES)) or {node.module}
     return names
 
 
-def allowed_imports() -> dict[str, set[str]]:
-    """For every module of ours, those it may import."""
-    allowed = {module: others | FAMILIES["shared"] for module, others in WORKER.items()}
-    for family, members in FAMILIES.items():
-        reachable = set(members).union(*(FAMILIES[other] for other in MAY_IMPORT[family]))
-        allowed |= dict.fromkeys(members, reachable)
-    return allowed
+def ours(path: Path) -> set[str]:
+    return imports_of(path) & set(MODULES)
+
+
+def home_of(module: str) -> str:
+    """The entry of the rules that a module falls under: its own or its package's."""
+    return module if module in WORKER.keys() | OUTSIDE.keys() else module.split(".")[0]
 
 
 def test_every_module_has_its_rule() -> None:
-    assert set(MODULES) == set(allowed_imports())
+    assert {home_of(module) for module in MODULES} == WORKER.keys() | OUTSIDE.keys()
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_module_imports_only_what_its_rule_allows(module: str) -> None:
-    assert imports_of(MODULES[module]) & set(MODULES) <= allowed_imports()[module]
+    home = home_of(module)
+    allowed = (WORKER | OUTSIDE)[home] | {home, "sampling_params"}
+    assert {name for name in ours(MODULES[module]) if not {name, name.split(".")[0]} & allowed} == set()
 
 
 def test_imports_have_no_cycle() -> None:
-    graph = {module: imports_of(path) & set(MODULES) for module, path in MODULES.items()}
+    graph = {module: ours(path) for module, path in MODULES.items()}
     assert set(TopologicalSorter(graph).static_order()) == set(MODULES)
 
 
 @pytest.mark.parametrize("library", sorted(HOMES))
 def test_a_foreign_library_is_imported_only_at_home(library: str) -> None:
-    assert {module for module, path in MODULES.items() if library in imports_of(path)} == HOMES[library]
+    users = {module for module, path in MODULES.items() if library in {n.split(".")[0] for n in imports_of(path)}}
+    assert users == HOMES[library]
 
 
 def test_the_handler_defines_exactly_one_class() -> None:
@@ -156,6 +115,4 @@ def test_the_handler_defines_exactly_one_class() -> None:
 
 
 def test_sampling_params_needs_the_standard_library_only() -> None:
-    import sys
-
-    assert imports_of(MODULES["sampling_params"]) <= sys.stdlib_module_names
+    assert imports_of(MODULES["sampling_params"]) <= {*sys.stdlib_module_names, "collections.abc"}

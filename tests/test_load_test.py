@@ -16,8 +16,8 @@ import pytest
 
 from load_test import Run, Sample, Target, run_load
 from prompt_sets import PROMPT_SETS, make_bodies
+from server.process import PROJECT
 from serving import wait_until
-from torchserve_process import PROJECT
 
 
 def sample(sent: float = 0.0, first: float | None = 0.0, ended: float = 1.0, **others: Any) -> Sample:

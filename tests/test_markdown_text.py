@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from markdown_text import is_right_to_left, text_as_markdown, with_direction
+from chat.markdown_text import is_right_to_left, text_as_markdown, with_direction
 
 
 @pytest.mark.parametrize(

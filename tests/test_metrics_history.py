@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-import metrics_history
-from metrics_history import MetricsHistory
+from control_room import metrics_history
+from control_room.metrics_history import MetricsHistory
+from server.process import ServerConfig
 from serving import make_home, wait_until
-from torchserve_process import ServerConfig
 
 WAITING = 3
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from model_store import PackagingFailed, archive_for, list_archives, package_demo, read_archive, twin_of
+from server.model_store import PackagingFailed, archive_for, list_archives, package_demo, read_archive, twin_of
+from server.process import PROJECT, TorchServeError
 from serving import make_home, write_echo_archives
-from torchserve_process import PROJECT, TorchServeError
 
 
 def test_twins_are_not_offered_but_lone_dynamic_archives_are(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from openai_client import OpenAIClient, check_base_url
+from chat.openai_client import OpenAIClient, check_base_url
 from sampling_params import SamplingParams
+from server.client import Piece, RequestRefused, ServerUnreachable
 from serving import free_ports
-from torchserve_client import Piece, RequestRefused, ServerUnreachable
 
 QUESTION = [{"role": "user", "content": "q"}]
 

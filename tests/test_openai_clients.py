@@ -15,7 +15,7 @@ import pytest
 from openai import OpenAI
 from pydantic import BaseModel, Field
 
-from torchserve_process import ServerConfig
+from server.process import ServerConfig
 
 MODEL = "llama-cpp"
 HELLO = [{"role": "user", "content": "What is the closest star to Earth?"}]

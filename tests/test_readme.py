@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from torchserve_process import PROJECT, ServerConfig
+from server.process import PROJECT, ServerConfig
 
 README = (PROJECT / "README.md").read_text()
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
@@ -35,7 +35,7 @@ def test_every_curl_example_answers(server: ServerConfig) -> None:
 
 
 def test_every_file_and_picture_in_the_readme_exists() -> None:
-    named = re.findall(r"`([\w.-]+\.(?:py|sh|yaml|properties|xml))`|\]\(([\w./-]+\.png)\)", README)
+    named = re.findall(r"`([\w./-]+(?:\.(?:py|sh|yaml|properties|xml)|[a-z]/))`|\]\(([\w./-]+\.png)\)", README)
     assert len(named) > 10
     assert [name for pair in named for name in pair if name and not (PROJECT / name).exists()] == []
 

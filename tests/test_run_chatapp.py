@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-import torchserve_process
+from server import process as torchserve_process
+from server.process import PROJECT, find_server, is_listening
 from serving import make_home, wait_until
-from torchserve_process import PROJECT, find_server, is_listening
 from wire import MODEL_PATH, post
 
 QUESTION = "Question: What is the closest star to Earth ? Answer:"

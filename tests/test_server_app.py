@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
-import torchserve_process
+from server import process as torchserve_process
+from server.management import DEFAULT_SETTINGS, SERVING_BOUNDS, ManagementClient, ServingSettings
+from server.process import PROJECT, ServerConfig, find_server
 from serving import free_ports, make_home, running_server, wait_until, write_echo_archives
-from torchserve_management import DEFAULT_SETTINGS, SERVING_BOUNDS, ManagementClient, ServingSettings
-from torchserve_process import PROJECT, ServerConfig, find_server
 
 WAIT_SECONDS = 120
 

@@ -16,11 +16,11 @@ import psutil
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-import torchserve_process
 from browser import open_page, running_app, running_browser
+from server import process as torchserve_process
+from server.management import ManagementClient, ModelStatus, ServingSettings
+from server.process import ServerConfig, find_server, is_listening, port_owner
 from serving import free_ports, make_home, running_server, start_by_hand, write_echo_archives
-from torchserve_management import ManagementClient, ModelStatus, ServingSettings
-from torchserve_process import ServerConfig, find_server, is_listening, port_owner
 from wire import Stream, chat_body
 
 LONG = 120_000  # milliseconds; for what loads or ends something on a busy machine

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import requests
 
+from server.management import ManagementClient
+from server.process import ServerConfig
 from serving import wait_until
-from torchserve_management import ManagementClient
-from torchserve_process import ServerConfig
 from wire import CHAT_PATH, MODEL_PATH, Stream, chat_body, engine_metrics, headers, post, stream_at_once
 
 QUESTION = "Question: What is the closest star to Earth ? Answer:"

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from serving_costs import WORKER_BYTES, Memory, batch_size_cost, delay_cost, worker_memory, workers_cost
-from torchserve_status import ModelStatus, ServingSettings, WorkerStatus
+from control_room.serving_costs import WORKER_BYTES, Memory, batch_size_cost, delay_cost, worker_memory, workers_cost
+from server.status import ModelStatus, ServingSettings, WorkerStatus
 
 MB = 2**20
 SETTINGS = ServingSettings(batch_size=8, max_batch_delay_ms=50, workers=1)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from sampling_params import SamplingParams
+from server.client import AnswerCut, InferenceClient, Piece, RequestRefused, ServerUnreachable
 from serving import free_ports, make_home, wait_until
-from torchserve_client import AnswerCut, InferenceClient, Piece, RequestRefused, ServerUnreachable
 
 PARAMS = SamplingParams(max_tokens=5, seed=1, stop=("END",))
 DONE = b"data: [DONE]\n\n"

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serving import make_home
-from torchserve_logs import (
+from server.logs import (
     BLACKED_OUT,
     LEVELS,
     Record,
@@ -19,6 +18,7 @@ from torchserve_logs import (
     split_records,
     worker_exceptions,
 )
+from serving import make_home
 
 STARTED = "2026-11-22T16:11:14,077 [INFO ] main org.pytorch.serve.ModelServer - Initialize Inference server"
 TRACEBACK = "2026-11-22T16:11:15,001 [ERROR] main org.pytorch.serve - it failed\njava.lang.Oops: no\n\tat somewhere"

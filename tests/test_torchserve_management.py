@@ -15,11 +15,11 @@ import psutil
 import pytest
 
 from sampling_params import InvalidParameter, SamplingParams
+from server.client import InferenceClient, RequestRefused, fetch
+from server.logs import worker_exceptions
+from server.management import ChangeFailed, ManagementClient, ModelStatus, ServingSettings
+from server.process import ServerConfig, find_server
 from serving import make_home, running_server, wait_until, write_echo_archives
-from torchserve_client import InferenceClient, RequestRefused, fetch
-from torchserve_logs import worker_exceptions
-from torchserve_management import ChangeFailed, ManagementClient, ModelStatus, ServingSettings
-from torchserve_process import ServerConfig, find_server
 
 ONE = ServingSettings(batch_size=4, max_batch_delay_ms=0, workers=1)
 TWO = replace(ONE, workers=2)
@@ -273,9 +273,9 @@ def test_server_that_does_not_answer_is_starting_and_after_a_while_unhealthy(
     assert process
     process.suspend()
     try:
-        monkeypatch.setattr("torchserve_management.START_SECONDS", 1e9)
+        monkeypatch.setattr("server.management.START_SECONDS", 1e9)
         assert one.look().state == "starting"
-        monkeypatch.setattr("torchserve_management.START_SECONDS", 0.0)
+        monkeypatch.setattr("server.management.START_SECONDS", 0.0)
         view = one.look()
     finally:
         process.resume()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import psutil
 import pytest
 
-from serving import wait_until
-from torchserve_management import ManagementClient
-from torchserve_metrics import (
+from server.management import ManagementClient
+from server.metrics import (
     ARRIVED,
     FIRST_TOKEN,
     ProcessSample,
@@ -22,7 +21,8 @@ from torchserve_metrics import (
     rate,
     read_snapshot,
 )
-from torchserve_process import ServerConfig
+from server.process import ServerConfig
+from serving import wait_until
 from wire import CHAT_PATH, chat_body, post
 
 TOKENS = "llamacpp_completion_tokens_total"

@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-import torchserve_process
+from server import process as torchserve_process
+from server.management import DEFAULT_SETTINGS, ManagementClient
+from server.process import ServerConfig, StartFailed, TorchServeError, find_java, find_server, is_listening
 from serving import free_ports, make_home, running_server, start_by_hand, wait_until, write_echo_archives
-from torchserve_management import DEFAULT_SETTINGS, ManagementClient
-from torchserve_process import ServerConfig, StartFailed, TorchServeError, find_java, find_server, is_listening
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+from server.management import ChangeFailed, ManagementClient, ModelStatus, ServingSettings
+from server.metrics import ARRIVED, read_snapshot
+from server.process import ServerConfig, find_server
+from server.traffic import Patience, Traffic
 from serving import make_home, running_server, wait_until
-from torchserve_management import ChangeFailed, ManagementClient, ModelStatus, ServingSettings
-from torchserve_metrics import ARRIVED, read_snapshot
-from torchserve_process import ServerConfig, find_server
-from torchserve_traffic import Patience, Traffic
 from wire import Stream, chat_body, post
 
 ONE = ServingSettings(batch_size=2, max_batch_delay_ms=0, workers=1)

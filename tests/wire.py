@@ -12,7 +12,7 @@ from typing import Any
 
 import requests
 
-from torchserve_process import ServerConfig
+from server.process import ServerConfig
 
 MODEL_PATH = "/predictions/llamacpp"
 CHAT_PATH = f"{MODEL_PATH}/1.0/v1/chat/completions"

@@ -1,0 +1,147 @@
+"""The sidebar's conversations: new, the list with its search, and rename, delete, undo, export, import of them.
+
+Which conversation is open stands in the URL and nowhere else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import streamlit as st
+
+from chat.export import ImportFailed, as_markdown, export_json, import_json
+from chat.messages import Conversation, Found
+from chat.settings_panel import recall
+from chat.store import ChatStore
+
+PARAMETER = "conversation"  # in the URL
+LISTED = 20  # conversations, and so many more each time
+DAY = 24 * 3600.0
+
+
+def open_conversation(conversation_id: str | None, store: ChatStore) -> None:
+    """Callback: this conversation, with its own settings; None for a new one, with the settings as they are."""
+    if conversation_id is None:
+        st.query_params.pop(PARAMETER, None)
+        return
+    st.query_params[PARAMETER] = conversation_id
+    conversation = store.get(conversation_id)
+    if conversation:
+        recall(conversation.settings)
+
+
+def delete(conversation: Conversation, store: ChatStore) -> None:
+    """Callback; undo stays possible. What is being written for it stops."""
+    for message in store.tree(conversation.id).messages.values():
+        store.want_stop(message.id)
+    store.delete(conversation.id)
+    st.session_state.deleted = conversation
+    open_conversation(None, store)
+
+
+def undelete(conversation: Conversation, store: ChatStore) -> None:
+    store.undelete(conversation.id)
+    del st.session_state.deleted
+    open_conversation(conversation.id, store)
+
+
+def draw_new_and_undo(store: ChatStore) -> None:
+    st.button("New chat", key="new_chat", icon=":material/add:", on_click=open_conversation, args=(None, store))
+    place = st.empty()  # always there: what is below it must not move, or its tabs would begin anew
+    deleted: Conversation | None = st.session_state.get("deleted")
+    if deleted:
+        with place.container(horizontal=True, vertical_alignment="center", gap="small"):
+            st.caption(f"Deleted: {_label(deleted.title)}", width="stretch")
+            st.button("Undo", key="undo", icon=":material/undo:", on_click=undelete, args=(deleted, store))
+
+
+def draw_conversations(store: ChatStore, opened: Conversation | None) -> None:
+    """The open one's own actions, then the list, which a search narrows."""
+    if opened:
+        _draw_actions(store, opened)
+    words = st.text_input(
+        "Search",
+        key="search",
+        placeholder="Search conversations",
+        label_visibility="collapsed",
+        icon=":material/search:",
+    )
+    limit = st.session_state.setdefault("listed", LISTED)
+    found = store.latest(limit + 1, words or "")
+    if words and not found:
+        st.caption("No conversation has all these words.")
+    for entry in found[:limit]:
+        _draw_entry(store, entry, is_open=opened is not None and entry.id == opened.id)
+    if len(found) > limit:
+        st.button("Show more", key="show_more", type="tertiary", on_click=_list_more)
+    _draw_import(store)
+
+
+def _draw_actions(store: ChatStore, opened: Conversation) -> None:
+    with st.container(horizontal=True, gap="xsmall"):
+        with st.popover("", icon=":material/edit:", help="Rename this conversation"):
+            st.text_input("Title", opened.title, key=f"title_{opened.id}", on_change=_rename, args=(opened.id, store))
+        with st.popover("", icon=":material/download:", help="Export"):
+            name = "".join(letter if letter.isalnum() else "-" for letter in opened.title).strip("-") or "chat"
+            _download("This one as Markdown", f"{name}.md", lambda: as_markdown(store, opened.id))
+            _download("This one as JSON", f"{name}.json", lambda: export_json(store, [opened.id]))
+            _download("All as JSON", "chats.json", lambda: export_json(store, store.all_ids()))
+        about = "Delete this conversation"
+        st.button("", key="delete", icon=":material/delete:", help=about, on_click=delete, args=(opened, store))
+
+
+def _download(label: str, file_name: str, make: Callable[[], str]) -> None:
+    """A download that is made when it is asked for."""
+    st.download_button(label, make, file_name, key=f"export {label}", on_click="ignore")
+
+
+def _draw_entry(store: ChatStore, entry: Found, is_open: bool) -> None:
+    st.button(
+        f"**{_label(entry.title)}**" if is_open else _label(entry.title),
+        key=f"open_{entry.id}",
+        type="tertiary",
+        help=f"{_age(entry.updated_at)}{': ' + _label(entry.excerpt) if entry.excerpt else ''}",
+        on_click=open_conversation,
+        args=(entry.id, store),
+    )
+
+
+def _draw_import(store: ChatStore) -> None:
+    with st.expander("Import"):
+        number = st.session_state.setdefault("imports", 0)  # another key empties the uploader
+        file = st.file_uploader("JSON made by Export", type="json", key=f"import_{number}")
+        if st.session_state.get("import_problem"):
+            st.error(st.session_state.import_problem)
+    if file is None:
+        return
+    try:
+        ids = import_json(store, file.getvalue())
+        st.session_state.import_problem = ""
+    except ImportFailed as error:
+        ids = []
+        st.session_state.import_problem = str(error)
+    st.session_state.imports += 1
+    if ids:
+        st.session_state.to_open = ids[0]
+    st.rerun()
+
+
+def _rename(conversation_id: str, store: ChatStore) -> None:
+    title = st.session_state[f"title_{conversation_id}"]
+    if title.strip():
+        store.rename(conversation_id, title)
+
+
+def _list_more() -> None:
+    st.session_state.listed += LISTED
+
+
+def _label(text: str) -> str:
+    """A title as a button's label: Markdown's signs mean nothing in it."""
+    return "".join(f"\\{letter}" if letter in "\\`*_{}[]()#+-.!$:<>~|" else letter for letter in text) or "Untitled"
+
+
+def _age(updated_at: float) -> str:
+    then = time.localtime(updated_at)
+    return time.strftime("%H:%M" if time.time() - updated_at < DAY else "%Y-%m-%d", then)

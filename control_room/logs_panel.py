@@ -1,0 +1,64 @@
+"""TorchServe's three log files on the page: filter by level and text, follow, download. No key is ever in them."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from server.logs import LEVELS, LOG_FILES, Excerpt, black_out, current_keys, read_excerpt, select
+from server.process import ServerConfig
+
+FOLLOW_SECONDS = 2
+SHOWN_RECORDS = 200
+HEIGHT = 480  # pixels
+
+
+def show_logs(config: ServerConfig) -> None:
+    """The choice of file and filter, and the records; the newest are at the end."""
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        name = st.segmented_control("File", list(LOG_FILES), default="ts_log.log", key="log_file", required=True)
+        st.toggle("Follow", value=True, key="follows")
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        st.selectbox("Least level", LEVELS, index=1, key="log_level", width=160)
+        st.text_input("Text to look for", key="log_text", placeholder="any")
+    st.caption(f"{name}: {LOG_FILES[name]}.")
+    every = FOLLOW_SECONDS if st.session_state.follows else None
+    st.fragment(_show_records, run_every=every, key="log_records")(config, name)
+    st.download_button(
+        f"Download {name}",
+        lambda: _whole_file(config, name),
+        file_name=name,
+        mime="text/plain",
+        key="log_download",
+        on_click="ignore",
+        icon=":material/download:",
+    )
+
+
+def _show_records(config: ServerConfig, name: str) -> None:
+    excerpt = read_excerpt(config.logs / name, current_keys(config))
+    found = select(excerpt.records, st.session_state.log_level, st.session_state.log_text)
+    shown = found[-SHOWN_RECORDS:]
+    with st.container(height=HEIGHT, autoscroll=True, key="log_box"):
+        st.code("\n".join(record.text for record in shown) or _nothing(excerpt), language=None, wrap_lines=True)
+    st.caption(_counts(excerpt, len(found), len(shown)))
+
+
+def _nothing(excerpt: Excerpt) -> str:
+    return "No record matches." if excerpt.records else "Nothing has been logged here yet."
+
+
+def _counts(excerpt: Excerpt, found: int, shown: int) -> str:
+    """What is shown of how much, so that nobody takes a part for the whole."""
+    counts = f"{found:,} of {len(excerpt.records):,} records match"
+    last = f"; the last {shown:,} are shown" if shown < found else ""
+    skipped = f". {excerpt.skipped_bytes / 1e6:.1f} MB before that were not searched" if excerpt.skipped_bytes else ""
+    return f"{counts}{last}{skipped}."
+
+
+def _whole_file(config: ServerConfig, name: str) -> str:
+    """Read when somebody presses the button."""
+    try:
+        text = (config.logs / name).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+    return black_out(text, current_keys(config))

