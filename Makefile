@@ -6,7 +6,7 @@ MODEL ?= --demo
 VENV := .venv
 BIN := $(VENV)/bin
 ARCHIVE := model_store/llamacpp.tar.gz
-PACKED := $(wildcard llama_cpp_*.py) sampling_params.py model-config.yaml package_llama.sh package_llama.py
+PACKED := $(wildcard llama_cpp_*.py) sampling_params.py model-config.yaml package_llama.sh package_llama.py $(wildcard packing/*.py packing/*.txt)
 SHELL := /bin/bash
 
 .DELETE_ON_ERROR:
@@ -28,7 +28,7 @@ test: $(ARCHIVE) $(VENV)/.tests-installed ## run every test
 lint: $(VENV)/.tests-installed ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy *.py chat control_room experiments scaling server
+	$(BIN)/mypy *.py chat control_room experiments packing scaling server
 
 screenshots: $(ARCHIVE) $(VENV)/.tests-installed ## make the README's pictures from the running apps
 	$(BIN)/python screenshots/make_screenshots.py

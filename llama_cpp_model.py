@@ -1,4 +1,4 @@
-"""All that is said to llama.cpp but for the samplers, and the GGUF: tokens, chat template, decode, quantize.
+"""All that is said to llama.cpp but for the samplers, and the GGUF: tokens, chat template, decode.
 
 Knows nothing of requests, schedules or TorchServe. Not thread-safe: llama.cpp crashes or freezes when two
 threads use one context, so one thread owns a Model (in the worker, its only one).
@@ -13,42 +13,25 @@ import hashlib
 import logging
 import re
 import secrets
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
-import jinja2
 import llama_cpp
 import numpy as np
 import psutil
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from llama_cpp_devices import Placement, has_memory_pressure, physical_cores
 from llama_cpp_sampler import Sampler, Vocabulary, log_probabilities
+from llama_cpp_template import ChatTemplate, TemplateError
 from sampling_params import SampledToken, SamplingParams, TokenLogprob
 
 logger = logging.getLogger(__name__)
 
-# What a base model without a chat template gets: the plain format of the user's own example.
-RAW_CHAT_TEMPLATE = (
-    "{%- for message in messages %}"
-    "{{ {'system': '', 'user': 'Question: ', 'assistant': 'Answer: '}[message.role] + message.content + '\n' }}"
-    "{%- endfor %}Answer:"
-)
-MEMORY_SHARE = 1 / 3  # of the free memory, for the KV cache: the weights and other workers need room, too
 CELL_ALIGNMENT = 256  # llama.cpp rounds the cells of a sequence up to a multiple of this
 NO_ROOM_IN_CACHE = 1  # llama_decode's return value
-
-QUANTIZATIONS = {
-    "Q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0,
-    "Q4_K_M": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M,
-    "Q5_K_M": llama_cpp.LLAMA_FTYPE_MOSTLY_Q5_K_M,
-    "Q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
-    "F16": llama_cpp.LLAMA_FTYPE_MOSTLY_F16,
-}
 
 
 class ModelLoadError(RuntimeError):
@@ -68,10 +51,6 @@ class PromptTooLong(ValueError):
 
     def __init__(self, least_tokens: int, window: int) -> None:
         super().__init__(f"at least {least_tokens:,} tokens, but the context window has {window:,}")
-
-
-class TemplateError(ValueError):
-    """The model's chat template refused these messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +90,7 @@ class Model:
         model_params = llama_cpp.llama_model_default_params()
         model_params.n_gpu_layers = n_gpu_layers
         self.path = path
-        self._model = llama_cpp.llama_model_load_from_file(path.encode(), model_params)
+        self._model, self.placement = _load(path, model_params)
         if not self._model:
             raise ModelLoadError(f"llama.cpp cannot load '{path}': is it a whole GGUF file? Its log has the reason.")
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
@@ -141,7 +120,7 @@ class Model:
         )
         self._vocabulary = Vocabulary(self.n_vocab, self._end_tokens, lambda: self._all_pieces)
         self._split_controls = self._control_token_splitter(texts)
-        self._load_template(texts)
+        self.template = self._load_template(texts)
 
     def describe(self) -> dict[str, object]:
         """What the model is, for people: file, kind, size in bytes, parameters, context, template, devices."""
@@ -156,8 +135,9 @@ class Model:
             "context_train": self.n_ctx_train,
             "slots": self.n_slots,
             "threads": llama_cpp.llama_n_threads(self._context),
-            "chat_template": "model" if self._has_own_template else "raw",
-            "gpu_offload": bool(llama_cpp.llama_supports_gpu_offload()),
+            "chat_template": "raw" if self.template.is_raw else "model",
+            "layers": self.placement.n_layers,
+            "devices": self.placement.describe(),
         }
 
     def fingerprint(self) -> str:
@@ -197,25 +177,17 @@ class Model:
         def marked(text: str) -> str:
             return self._split_controls.sub(lambda found: mark + found[0] + mark, text)
 
-        guarded = [message | {"content": marked(message["content"])} for message in messages]
-        begun = guarded.pop()["content"] if messages and messages[-1]["role"] == "assistant" else ""
-        try:
-            text = self._template.render(
-                messages=guarded, add_generation_prompt=True, bos_token=self._bos_text, eos_token=self._eos_text
-            )
-        except (jinja2.TemplateError, TypeError) as error:
-            raise TemplateError(f"the model's chat template refuses these messages: {error}") from error
-        text += begun
+        text = self.template.render([message | {"content": marked(message["content"])} for message in messages])
         parts = text.split(mark)  # every second one lies between two marks
         if len(parts) == 1:
             # The template has already written BOS.
-            return self._tokenize(text, add_special=not self._has_own_template, parse_special=True)
+            return self._tokenize(text, add_special=self.template.is_raw, parse_special=True)
         return self._tokenize_guarded(parts)
 
     def _tokenize_guarded(self, parts: Sequence[str]) -> list[int]:
         """As llama.cpp does it: the text between control tokens whole, since SentencePiece begins each with a space."""
         bos = llama_cpp.llama_vocab_bos(self._vocab)
-        tokens = [] if self._has_own_template or not llama_cpp.llama_vocab_get_add_bos(self._vocab) else [bos]
+        tokens = [bos] if self.template.is_raw and llama_cpp.llama_vocab_get_add_bos(self._vocab) else []
         run = ""
         for index, part in enumerate(parts):
             pieces = [part] if index % 2 else re.split(f"({self._split_controls.pattern})", part)
@@ -324,7 +296,8 @@ class Model:
         per_layer = llama_cpp.llama_model_n_embd(self._model) // llama_cpp.llama_model_n_head(self._model)
         per_layer *= llama_cpp.llama_model_n_head_kv(self._model)
         bytes_per_token = 2 * 2 * per_layer * llama_cpp.llama_model_n_layer(self._model)  # K and V, f16
-        budget = psutil.virtual_memory().available * MEMORY_SHARE
+        weights = llama_cpp.llama_model_size(self._model)
+        budget = self.placement.cache_room(weights, psutil.virtual_memory().available)
         fitting = int(budget / (bytes_per_token * self.n_slots)) // CELL_ALIGNMENT * CELL_ALIGNMENT
         if fitting == 0:
             raise ModelLoadError(
@@ -333,7 +306,8 @@ class Model:
             )
         window = min(wanted or self.n_ctx_train, self.n_ctx_train)
         if fitting < window:
-            logger.warning("Context window shortened from %d to %d tokens: memory is short.", window, fitting)
+            hint = " macOS reports memory pressure: close other programs." if has_memory_pressure() else ""
+            logger.warning("Context window shortened from %d to %d tokens: memory is short.%s", window, fitting, hint)
         return min(window, fitting)
 
     @cached_property
@@ -350,25 +324,16 @@ class Model:
         longest_first = sorted(controls, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
-    def _load_template(self, texts: Sequence[bytes]) -> None:
-        def raise_exception(message: str) -> None:
-            raise jinja2.TemplateError(message)
-
+    def _load_template(self, texts: Sequence[bytes]) -> ChatTemplate:
         def text_of(token: int) -> str:
             return texts[token].decode(errors="replace") if token >= 0 else ""
 
-        template = llama_cpp.llama_model_chat_template(self._model, None)
-        self._has_own_template = template is not None
-        # As Hugging Face renders chat templates: sandboxed, blocks trimmed, these two helpers.
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = raise_exception
-        environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
+        source = llama_cpp.llama_model_chat_template(self._model, None)
+        bos, eos = llama_cpp.llama_vocab_bos(self._vocab), llama_cpp.llama_vocab_eos(self._vocab)
         try:
-            self._template = environment.from_string(template.decode() if template else RAW_CHAT_TEMPLATE)
-        except jinja2.TemplateError as error:
-            raise ModelLoadError(f"The chat template in '{self.path}' cannot be read: {error}") from error
-        self._bos_text = text_of(llama_cpp.llama_vocab_bos(self._vocab))
-        self._eos_text = text_of(llama_cpp.llama_vocab_eos(self._vocab))
+            return ChatTemplate(source.decode() if source else None, text_of(bos), text_of(eos))
+        except TemplateError as error:
+            raise ModelLoadError(f"'{self.path}': {error}.") from error
 
     def _tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         raw = text.encode()
@@ -381,56 +346,31 @@ class Model:
         return list(tokens[:count])
 
 
-def physical_cores() -> int:
-    """Cores of this machine, hyper-threads not counted: llama.cpp's threads spin, more of them slow each other."""
-    return psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+_GGML_LOG_WARN, _GGML_LOG_ERROR = 3, 4  # enum ggml_log_level in ggml.h; llama_cpp._logger has an older one
 
 
-def quantize_gguf(source: str, target: str, quantization: str) -> None:
-    """Writes `source` (a GGUF) as `target` in the `quantization` named; progress goes to stderr.
-
-    Raises ValueError for an unknown type and RuntimeError when llama.cpp fails.
-    """
-    if quantization not in QUANTIZATIONS:
-        raise ValueError(f"Unknown quantization '{quantization}': choose one of {', '.join(QUANTIZATIONS)}.")
-    last_errors: list[str] = []
-    shown_percent = -10
+def _load(path: str, params: llama_cpp.llama_model_params) -> tuple[llama_cpp.llama_model_p | None, Placement]:
+    """The model, None if it cannot be loaded, and where llama.cpp says meanwhile that it puts the layers."""
+    placement = Placement()
 
     @llama_cpp.llama_log_callback
     def on_log(level: int, text: bytes, _: object) -> None:
-        nonlocal shown_percent
-        line = text.decode(errors="replace")
-        if level == _GGML_LOG_ERROR:
-            last_errors.append(line.strip())
-        if found := re.match(r"\[ *(\d+)/ *(\d+)\]", line):
-            done, total = int(found[1]), int(found[2])
-            percent = 100 * done // total
-            if sys.stderr.isatty():
-                print(f"\rquantizing to {quantization}: tensor {done} of {total}", end="", file=sys.stderr, flush=True)
-            elif percent >= shown_percent + 10 or done == total:
-                shown_percent = percent
-                print(f"quantizing to {quantization}: {percent} %", file=sys.stderr, flush=True)
+        placement.read(text.decode(errors="replace"))
+        _forward(level, text)
 
     llama_cpp.llama_log_set(on_log, ctypes.c_void_p(0))
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = QUANTIZATIONS[quantization]
-    params.allow_requantize = True
     try:
-        status = llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(params))
+        return llama_cpp.llama_model_load_from_file(path.encode(), params), placement
     finally:
         llama_cpp.llama_log_set(_forward_log, ctypes.c_void_p(0))
-        if sys.stderr.isatty():
-            print(file=sys.stderr)
-    if status != 0:
-        reason = last_errors[-1] if last_errors else "llama.cpp gave no reason; is the disk full?"
-        raise RuntimeError(f"Quantizing '{source}' failed: {reason}")
-
-
-_GGML_LOG_WARN, _GGML_LOG_ERROR = 3, 4  # enum ggml_log_level in ggml.h; llama_cpp._logger has an older one
 
 
 @llama_cpp.llama_log_callback
 def _forward_log(level: int, text: bytes, _: object) -> None:
+    _forward(level, text)
+
+
+def _forward(level: int, text: bytes) -> None:
     """llama.cpp's warnings and errors into our log; it would otherwise fill stderr with every detail of a model."""
     if level in (_GGML_LOG_WARN, _GGML_LOG_ERROR):
         logger.log(

@@ -22,9 +22,12 @@ WORKER = {
     "llama_cpp_grammar": set(),
     "llama_cpp_matcher": {"llama_cpp_grammar"},
     "llama_cpp_sampler": {"llama_cpp_grammar", "llama_cpp_matcher"},
-    "llama_cpp_model": {"llama_cpp_sampler"},
+    "llama_cpp_devices": set(),
+    "llama_cpp_template": set(),
+    "llama_cpp_model": {"llama_cpp_devices", "llama_cpp_sampler", "llama_cpp_template"},
+    "llama_cpp_text": set(),
     "llama_cpp_cache": set(),
-    "llama_cpp_engine": {"llama_cpp_cache", "llama_cpp_model", "llama_cpp_sampler"},
+    "llama_cpp_engine": {"llama_cpp_cache", "llama_cpp_model", "llama_cpp_sampler", "llama_cpp_text"},
     "llama_cpp_metrics": {"llama_cpp_engine"},
     "llama_cpp_schema": set(),
     "llama_cpp_api": {"llama_cpp_grammar", "llama_cpp_schema"},
@@ -40,17 +43,19 @@ WORKER = {
 # Outside it: modules, or packages whole, and those of ours that they may import, beside sampling_params.
 OUTSIDE = {
     "sampling_params": set(),
-    "package_llama": set(),
+    "packing": set(),
+    "package_llama": {"packing"},
+    "copy_panel": set(),
     "server": set(),
     "prompt_sets": set(),
     "load_test": {"server", "prompt_sets"},
     "experiments": {"server", "load_test", "prompt_sets"},
     "scaling": {"server"},
     "autoscaler": {"server", "scaling", "experiments.guard"},
-    "control_room": {"server", "scaling", "experiments", "load_test", "prompt_sets"},
+    "control_room": {"copy_panel", "server", "scaling", "experiments", "load_test", "prompt_sets"},
     "torchserve_server_app": {"server", "scaling", "experiments", "control_room"},
     # The chat holds the inference key only, so of the server it knows what needs no other.
-    "chat": {"server.client", "server.process"},
+    "chat": {"copy_panel", "server.client", "server.process"},
     "client_app": {"server.client", "server.process", "chat"},
     "run_chatapp": {"server"},
 }
@@ -59,8 +64,8 @@ HOMES = {
     "altair": {"experiments.charts"},
     "prometheus_client": {"server.metrics"},
     "ts": {"llama_cpp_handler", "llama_cpp_metrics"},
-    "llama_cpp": {"llama_cpp_model", "llama_cpp_sampler"},
-    "jinja2": {"llama_cpp_model"},
+    "llama_cpp": {"llama_cpp_model", "llama_cpp_sampler", "packing.quantizer", "packing.soundness"},
+    "jinja2": {"llama_cpp_template"},
     "torch": set(),
 }
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_cpp_engine import LEAST_AWAITED, PROMPT_SECONDS, Engine, Request, TextAssembler
+from llama_cpp_engine import LEAST_AWAITED, PROMPT_SECONDS, Engine, Request
 from llama_cpp_model import DecodeError
+from llama_cpp_text import TextAssembler
 from sampling_params import SamplingParams
 from scripted_model import ScriptedModel
 

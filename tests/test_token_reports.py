@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_cpp_engine import Engine, Request, TextAssembler
+from llama_cpp_engine import Engine, Request
 from llama_cpp_sampler import SamplingError
+from llama_cpp_text import TextAssembler
 from sampling_params import SampledToken, SamplingParams, TokenLogprob
 from scripted_model import ScriptedModel
 

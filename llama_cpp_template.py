@@ -1,0 +1,92 @@
+"""Chat templates: messages to the text that the model was trained with, byte for byte as Hugging Face renders it.
+
+Knows Jinja and Hugging Face's conventions (transformers 5.23, utils/chat_template_utils.py), not llama.cpp.
+
+Not covered: tools, documents, the templates' own options.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Sequence
+from datetime import datetime
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+# What a base model without a chat template gets: the plain format of the user's own example.
+RAW_CHAT_TEMPLATE = (
+    "{%- for message in messages %}"
+    "{{ {'system': '', 'user': 'Question: ', 'assistant': 'Answer: '}[message.role] + message.content }}"
+    "{{ '\n' if add_generation_prompt or not loop.last }}"
+    "{%- endfor %}{{ 'Answer:' if add_generation_prompt }}"
+)
+
+
+class TemplateError(ValueError):
+    """The model's chat template refused these messages, or cannot be read."""
+
+
+class ChatTemplate:
+    """A model's template, or the raw one where it has none. Raises TemplateError for one that is no Jinja."""
+
+    def __init__(self, source: str | None, bos: str, eos: str) -> None:
+        self.is_raw = source is None
+        self._special = {"bos_token": bos, "eos_token": eos}
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
+        environment.filters["tojson"] = _to_json
+        try:
+            self._template = environment.from_string(RAW_CHAT_TEMPLATE if source is None else source)
+        except jinja2.TemplateError as error:
+            raise TemplateError(f"the chat template cannot be read: {error}") from error
+
+    def render(self, messages: Sequence[dict[str, str]]) -> str:
+        """The prompt for `messages` (dicts with `role` and `content`), up to where the answer begins.
+
+        A last message of the assistant is continued: the text ends with it. (Here Hugging Face also drops the blanks
+        at its end where the template does; who appends the answer to what there is would have them twice.)
+        Raises TemplateError.
+        """
+        if not messages or messages[-1]["role"] != "assistant":
+            return self._render(messages, add_generation_prompt=True)
+        *earlier, begun = messages
+        if not begun["content"].strip():
+            return self._render(earlier, add_generation_prompt=True)
+        end = f"\ufdd0{secrets.token_hex(8)}\ufdd1"  # cannot occur in any message
+        marked = begun | {"content": begun["content"] + end}
+        text, found, _ = self._render([*earlier, marked], add_generation_prompt=False).partition(end)
+        if not found:
+            raise TemplateError("the model's chat template leaves out the answer that should be continued")
+        return text
+
+    def _render(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool) -> str:
+        try:
+            return self._template.render(
+                messages=messages,
+                add_generation_prompt=add_generation_prompt,
+                tools=None,  # many a template asks whether they are none, and takes undefined for some
+                documents=None,
+                **self._special,
+            )
+        except (jinja2.TemplateError, TypeError) as error:
+            raise TemplateError(f"the model's chat template refuses these messages: {error}") from error
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Instead of Jinja's own filter, which escapes what HTML needs escaped."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -1,0 +1,1 @@
+"""What package_llama.sh does: weights -> sound quantized GGUF -> archives for TorchServe. Knows nothing of shells."""

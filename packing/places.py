@@ -1,0 +1,8 @@
+"""Where packaging finds and puts things."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+MODELS, MODEL_STORE, CACHE = PROJECT / "models", PROJECT / "model_store", PROJECT / ".cache"

@@ -1,0 +1,32 @@
+"""The types of weights that can be asked for, and what is known of each. Needs the standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """What a GGUF of this type looks like.
+
+    file_type: llama.cpp's LLAMA_FTYPE_MOSTLY_<name>, which is the file's general.file_type. bits: per weight, Llama 2
+    7B's average. tensor_types: ggml's numbers for the types that llama.cpp mixes in it; the last ones stand in where a
+    row is not of whole blocks. worst_ratio: perplexity at most, as a multiple of the source's: several times what the
+    type costs a small model, hundreds of times less than what a broken file does.
+    """
+
+    file_type: int
+    bits: float
+    tensor_types: frozenset[int]
+    worst_ratio: float
+
+
+F32, F16, Q4_0, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K = 0, 1, 2, 6, 7, 8, 12, 13, 14  # enum ggml_type
+
+QUANTIZATIONS = {
+    "Q4_0": Quantization(2, 4.55, frozenset({F32, F16, Q4_0, Q6_K, Q8_0}), 1.5),
+    "Q4_K_M": Quantization(15, 4.85, frozenset({F32, F16, Q4_K, Q6_K, Q5_0, Q8_0}), 1.3),
+    "Q5_K_M": Quantization(17, 5.7, frozenset({F32, F16, Q5_K, Q6_K, Q5_1, Q8_0}), 1.3),
+    "Q8_0": Quantization(7, 8.51, frozenset({F32, F16, Q8_0}), 1.05),
+    "F16": Quantization(1, 16.01, frozenset({F32, F16}), 1.05),
+}
