@@ -9,6 +9,7 @@ TorchServe 0.12 demands that this module defines exactly one class.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -43,6 +44,8 @@ SLICE_SECONDS = 0.08
 SILENCE_SECONDS = 0.3
 
 SAVED_CACHE_SHARE = 1 / 10  # of the free memory, for sequences that had to leave their slot
+
+API_PATH_HEADER = "X-Api-Path"
 
 DEFAULT_SETTINGS: dict[str, str | int] = {
     "model_name": "llama-cpp",
@@ -85,14 +88,15 @@ class LlamaCppHandler:
     def handle(self, data: list[dict[str, object]], context: Context) -> list[str]:
         """One time slice (continuous) or one batch (dynamic); see the top of this file."""
         signal.setitimer(signal.ITIMER_REAL, 0)
-        if self._shares_cores:
-            self._model.set_threads(max(1, physical_cores() // count_workers()))
+        siblings = other_workers() if self._shares_cores else []
         present = set(context.request_ids.values())
         for request_id in [known for known in self._open if known not in present]:
             self._close(request_id)
         answered_at_once = self._receive(data, context)
 
         while True:
+            if self._shares_cores:
+                self._model.set_threads(max(1, physical_cores() // (1 + count_busy(siblings))))
             self._engine.run(SLICE_SECONDS)
             results = self._answer(context, answered_at_once, size=len(data))
             self._metrics.report()
@@ -119,7 +123,7 @@ class LlamaCppHandler:
             if request_id in self._open:
                 continue
             try:
-                route = find_route(context.get_request_header(index, "url_path") or "")
+                route = find_route(requested_path(context, index))
                 if route is Route.MODELS:
                     created = int(Path(self._model.path).stat().st_mtime)
                     answers[index] = json.dumps(models_body(self._model_name, created, self._describe()))
@@ -242,6 +246,13 @@ class LlamaCppHandler:
         self._metrics.report(is_silent=True)
 
 
+def requested_path(context: Context, index: int) -> str:
+    """The API's path, such as v1/models. TorchServe passes it on only behind a version, so to reach the default version
+    a request has it in a header. (A header named url_path TorchServe would overwrite.)
+    """
+    return context.get_request_header(index, "url_path") or context.get_request_header(index, API_PATH_HEADER) or ""
+
+
 def quiet_torchserve() -> None:
     """Drops the two lines that TorchServe's worker prints for every slice: its frontend would parse each of them."""
 
@@ -284,15 +295,24 @@ def worker_name() -> str:
     return argv[argv.index("--sock-name") + 1].rsplit(".", 1)[-1] if "--sock-name" in argv else str(os.getpid())
 
 
-def count_workers() -> int:
-    """TorchServe workers on this machine that share its cores with us, ourselves included."""
-    workers = 0
-    for sibling in psutil.Process(os.getppid()).children():
-        try:
-            workers += any(part.endswith("model_service_worker.py") for part in sibling.cmdline())
-        except psutil.Error:
-            continue  # it ended while we looked
-    return max(1, workers)
+def other_workers() -> list[psutil.Process]:
+    """TorchServe's other workers on this machine, which share its cores with us."""
+    others = []
+    for process in psutil.Process(os.getppid()).children():
+        with contextlib.suppress(psutil.Error):  # it ended while we looked
+            is_worker = any(part.endswith("model_service_worker.py") for part in process.cmdline())
+            if is_worker and process.pid != os.getpid():
+                others.append(process)
+    return others
+
+
+def count_busy(workers: Sequence[psutil.Process]) -> int:
+    """Those that compute at this moment: one that waits for a batch sleeps, and its cores are free."""
+    busy = 0
+    for process in workers:
+        with contextlib.suppress(psutil.Error):  # it ended meanwhile
+            busy += process.status() == psutil.STATUS_RUNNING
+    return busy
 
 
 def choice_params(params: SamplingParams, index: int) -> SamplingParams:

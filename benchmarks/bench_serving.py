@@ -110,6 +110,8 @@ def compare(name: str, results: list[dict[str, dict[str, Any]]], baseline: str, 
 
     if name in ("WT", "WL"):
         return {}
+    if any(not result[target]["first_token_ms"] for result in results for target in (baseline, other)):
+        return {}  # nothing was answered
     return {
         "tokens_per_second": ratios(lambda result: result["tokens_per_second"]),
         "first_token_p50": ratios(lambda result: result["first_token_ms"]["p50"]),
@@ -122,7 +124,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", action="append", default=[], metavar="NAME=URL", help="another server, .../v1")
     parser.add_argument("--config", action="append", default=[], metavar="NAME=FILE", help="another TorchServe")
-    parser.add_argument("--workload", action="append", help="W1, W8, W16, WS, WS4, WT, WL, W256 (default: all)")
+    parser.add_argument("--workload", action="append", help=f"{', '.join(CLOSED_LOOPS)}, WT, WL (default: all)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of all texts (default: new ones each time)")
     parser.add_argument("--json", type=Path, help="file for all figures")

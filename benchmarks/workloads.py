@@ -99,6 +99,7 @@ CLOSED_LOOPS = {
         Workload("W16", "16 clients, the same", 16, distinct(64)),
         Workload("WS", "8 clients ask at once under one new 500-token system prompt", 8, shared_system_prompt(8)),
         Workload("WS4", "the same, each client asks 4 times in turn", 8, shared_system_prompt(32)),
+        Workload("W16x32", "16 clients, 32 generated: as many tokens for each prompt as in W256", 16, distinct(64, 32)),
         Workload("W256", "256 clients at once, 32 generated", 256, distinct(256, 32)),
     )
 }
