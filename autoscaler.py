@@ -206,7 +206,7 @@ class Autoscaler:
 
     def _log_entry(self, kind: Kind, workers: int, text: str) -> None:
         self._log = [*self._log, Entry(time.time(), kind, workers, text)][-LOG_ENTRIES:]
-        print(f"{time.strftime('%H:%M:%S')}  {f'{workers} workers: ' if workers else ''}{text}", flush=True)
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {f'{workers} workers: ' if workers else ''}{text}", flush=True)
 
     def _tell(self, now: str) -> None:
         self._now = now

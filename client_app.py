@@ -36,6 +36,10 @@ NEARLY_FULL = 0.8  # of the context window
 STATES = {  # what the sidebar says, and what the chat input says
     "down": ("TorchServe is not running. Press Start Server in the server app.", "TorchServe is not running"),
     "starting": ("TorchServe is starting. This page goes on by itself.", "TorchServe is starting"),
+    "unhealthy": (
+        "TorchServe runs, but it does not answer or refuses this app's key. Stop and start it in the server app.",
+        "TorchServe does not answer",
+    ),
     "no model": ("No model is registered. Press Register Llama2 in the server app.", "No model is registered"),
     "loading": ("The model is loading. This page goes on by itself.", "The model is loading"),
     "ready": ("Proceed to entering your prompt message!", "Your message"),
@@ -266,6 +270,8 @@ with conversations_tab:
 tree = store.tree(conversation.id) if conversation else Tree([], None)
 with gauge_place:
     draw_gauge(gauge(tree.path(), settings.system_prompt, server.context_window))
+    if not server.has_chat_template:
+        st.caption("This model has no chat template, so it gets what you write as `Question: … Answer:`.")
 st.chat_message("assistant").write(GREETING)
 if conversation is None and PARAMETER in st.query_params:
     st.info("This conversation is not here: it was deleted, or is in another file. A question begins a new one.")

@@ -27,7 +27,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from prompt_sets import PROMPT_SETS, make_bodies
-from server.client import MODEL_NAME, MODEL_VERSION, Keys
+from server.client import API_PATH_HEADER, MODEL_NAME, Keys
 from server.process import ServerConfig, TorchServeError
 
 TIMEOUT_SECONDS = 1200.0
@@ -37,11 +37,15 @@ PERCENTILES = (50, 95, 99)
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A server to ask: `base_url` ends in /v1; `key` gives the API key at the moment of a request, or None."""
+    """A server to ask: `base_url` ends in /v1; `key` gives the API key at the moment of a request, or None.
+
+    is_default_version: `base_url` is TorchServe's of a model without its version, and the API's path goes in a header.
+    """
 
     name: str
     base_url: str
     key: Callable[[], str | None] = lambda: None
+    is_default_version: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +220,9 @@ class _Question:
 
     def _exchange(self) -> None:
         address = urlsplit(self._target.base_url)
-        headers = {"Content-Type": "application/json"}
+        path, headers = f"{address.path}/chat/completions", {"Content-Type": "application/json"}
+        if self._target.is_default_version:
+            path, headers[API_PATH_HEADER] = address.path, "v1/chat/completions"
         if key := self._target.key():
             headers["Authorization"] = f"Bearer {key}"
         connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=TIMEOUT_SECONDS)
@@ -225,7 +231,7 @@ class _Question:
             self._socket = connection.sock
             if self._is_hung_up:  # there was no socket to shut down yet
                 raise _Refused("hung up")
-            connection.request("POST", f"{address.path}/chat/completions", json.dumps(self._payload), headers)
+            connection.request("POST", path, json.dumps(self._payload), headers)
             self._read(connection.getresponse())
         finally:
             connection.close()
@@ -270,10 +276,10 @@ def _percentiles(seconds: Sequence[float | None]) -> dict[str, float]:
 
 
 def torchserve_target(config: ServerConfig) -> Target:
-    """The TorchServe of `config`, with its inference key, read anew for every request."""
+    """The default version on the TorchServe of `config`, with its inference key, read anew for every request."""
     keys = Keys(config, "inference")
-    url = f"{config.inference_url}/predictions/{MODEL_NAME}/{MODEL_VERSION}/v1"
-    return Target("torchserve", url, lambda: keys.use(lambda key: key))
+    url = f"{config.inference_url}/predictions/{MODEL_NAME}"
+    return Target("torchserve", url, lambda: keys.use(lambda key: key), is_default_version=True)
 
 
 def print_summary(summary: dict[str, Any]) -> None:

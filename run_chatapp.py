@@ -27,7 +27,7 @@ PROJECT = Path(__file__).resolve().parent
 APPS = {"Server": "torchserve_server_app.py", "Chat": "client_app.py"}
 FIRST_APP_PORT = 8501  # Streamlit's own default; the next free ports are taken
 APP_START_SECONDS = 60.0
-APP_STOP_SECONDS = 10.0
+APP_STOP_SECONDS = 75.0  # an experiment under way puts the settings back first (experiments/background.py)
 
 
 class StopWanted(BaseException):
@@ -119,6 +119,7 @@ def app(name: str, script: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]
         yield url, process
     finally:
         _ignore_further_signals()
+        say(f"Stopping the {name} app …")
         process.terminate()
         try:
             process.wait(APP_STOP_SECONDS)

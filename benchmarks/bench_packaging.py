@@ -5,8 +5,9 @@
 
 Prints each step's time and peak memory, the disk taken, both totals and their ratio. What package_llama.sh does besides
 (it checks the new file, removes the f16 one, and packs the archives) counts. Memory is what programs have for
-themselves; files that are mapped come on top while there is room. Both begin with the snapshot on the disk, not in the
-system's cache (Linux only). Everything is made in models/, 18 GB for Llama 2 7B; the GGUF stays there.
+themselves; files that are mapped come on top while there is room. The snapshot is read once before each run, because
+the first reading of a file may take much longer than the next. Everything is made in models/, 18 GB for Llama 2 7B; the
+GGUF stays there.
 """
 
 from __future__ import annotations
@@ -92,12 +93,14 @@ class Watch:
         step.mapped_bytes = max(step.mapped_bytes, mapped_bytes)
 
 
-def forget(snapshot: Path) -> None:
-    """Takes the snapshot's files out of the system's cache; waits until all that was written is on the disk."""
+def settle(snapshot: Path) -> None:
+    """Brings disk and system to the same state before each run: all is written, and the snapshot was just read."""
     os.sync()
-    for path in snapshot.iterdir() if hasattr(os, "posix_fadvise") else ():
-        with path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    buffer = bytearray(2**24)
+    for path in snapshot.iterdir():
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
 
 
 def measure(name: str, commands: list[list[str]], environment: dict[str, str]) -> float:
@@ -147,7 +150,7 @@ def main() -> int:
     for number in range(given.rounds):
         seconds = {}
         for name in ("ours", "theirs") if number % 2 == 0 else ("theirs", "ours"):
-            forget(given.snapshot)
+            settle(given.snapshot)
             if name == "ours":
                 seconds[name] = bench_ours(given.snapshot.resolve(), given.quantization)
             else:

@@ -15,9 +15,9 @@ from streamlit.delta_generator import DeltaGenerator
 
 from chat.answering import Answers, Snapshot, tokens_of
 from chat.context import left_out
-from chat.copy_panel import draw_copy_button
 from chat.markdown_text import is_right_to_left, text_as_markdown, with_direction
 from chat.messages import Message, Tree
+from copy_panel import draw_copy_button
 
 TICK_SECONDS = 0.1  # Streamlit honours a click only when the script touches the page
 ENDINGS = {

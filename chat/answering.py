@@ -31,7 +31,7 @@ STARTING = ("starting", "loading")  # states of a server that will be ready by i
 
 
 class Server(Protocol):
-    """Who is asked: torchserve_client's or openai_client's client."""
+    """Who is asked: server.client's or chat.openai_client's."""
 
     @property
     def context_window(self) -> int | None: ...

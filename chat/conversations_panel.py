@@ -17,6 +17,7 @@ from chat.store import ChatStore
 
 PARAMETER = "conversation"  # in the URL
 LISTED = 20  # conversations, and so many more each time
+SHOWN_LENGTH = 30  # characters of a title: one line of the sidebar
 DAY = 24 * 3600.0
 
 
@@ -71,8 +72,9 @@ def draw_conversations(store: ChatStore, opened: Conversation | None) -> None:
     found = store.latest(limit + 1, words or "")
     if words and not found:
         st.caption("No conversation has all these words.")
-    for entry in found[:limit]:
-        _draw_entry(store, entry, is_open=opened is not None and entry.id == opened.id)
+    with st.container(gap=None):
+        for entry in found[:limit]:
+            _draw_entry(store, entry, is_open=opened is not None and entry.id == opened.id)
     if len(found) > limit:
         st.button("Show more", key="show_more", type="tertiary", on_click=_list_more)
     _draw_import(store)
@@ -97,11 +99,13 @@ def _download(label: str, file_name: str, make: Callable[[], str]) -> None:
 
 
 def _draw_entry(store: ChatStore, entry: Found, is_open: bool) -> None:
+    title = entry.title if len(entry.title) <= SHOWN_LENGTH else f"{entry.title[: SHOWN_LENGTH - 1].rstrip()}…"
+    about = [_age(entry.updated_at), *(_label(text) for text in (entry.title, entry.excerpt) if text != title and text)]
     st.button(
-        f"**{_label(entry.title)}**" if is_open else _label(entry.title),
+        f"**{_label(title)}**" if is_open else _label(title),
         key=f"open_{entry.id}",
         type="tertiary",
-        help=f"{_age(entry.updated_at)}{': ' + _label(entry.excerpt) if entry.excerpt else ''}",
+        help=" · ".join(about),
         on_click=open_conversation,
         args=(entry.id, store),
     )

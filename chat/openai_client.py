@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from sampling_params import SamplingParams
-from server.client import Answer, RequestRefused, ServerUnreachable, fetch, read_context_window
+from server.client import Answer, RequestRefused, ServerUnreachable, fetch, read_facts
 from server.process import TorchServeError
 
 STATE_SECONDS = 2.0  # longest wait for the list of models
@@ -48,6 +48,7 @@ class OpenAIClient:
         self._state: State = "down"
         self._looked_at = float("-inf")
         self.context_window: int | None = None
+        self.has_chat_template = True
 
     def state(self) -> State:
         """From the list of models, which is asked for at most every STATE_IS_FRESH_SECONDS; raises nothing."""
@@ -80,7 +81,8 @@ class OpenAIClient:
         if not entries:
             return "down"
         self._model = str(entries[0].get("id") or "")
-        self.context_window = read_context_window(models)
+        facts = read_facts(models)
+        self.context_window, self.has_chat_template = facts.context_window, facts.has_chat_template
         return "ready"
 
 

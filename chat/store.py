@@ -341,9 +341,7 @@ class ChatStore:
             return self._database.execute(sql, tuple(values)).fetchall()
 
     def _row(self, sql: str, values: Sequence[object] = ()) -> tuple[Any, ...] | None:
-        rows = self._rows(
-            sql, values
-        )  # all of them: a statement with RETURNING is done only when it is read to its end
+        rows = self._rows(sql, values)  # to the end: only then is a statement with RETURNING done
         return rows[0] if rows else None
 
 

@@ -21,13 +21,15 @@ from server.traffic import LETTING, wait_until_quiet
 LOG_LINES = 40
 STOP_SECONDS = 300.0  # the longest that a stop lets requests finish
 
-Name = Literal["start", "stop", "register", "unregister", "apply", "package"]
+Name = Literal["start", "stop", "register", "unregister", "apply", "make_default", "end_version", "package"]
 LABELS: dict[Name, str] = {
     "start": "Starting TorchServe",
     "stop": "Stopping TorchServe and its workers",
     "register": "Registering the model; a large one takes a minute to load",
     "unregister": "Unregistering the model",
     "apply": "Applying the settings",
+    "make_default": "Making another version the default; it is loaded first",
+    "end_version": "Ending the version that is not the default",
     "package": "Packaging the demo model; fetching it the first time takes a while",
 }
 
@@ -105,6 +107,12 @@ class Actions:
     def apply(self, settings: ServingSettings, archive: str) -> None:
         self._begin("apply", lambda action: self._apply(action, settings, archive))
 
+    def make_default(self, archive: str) -> None:
+        self._begin("make_default", lambda action: self._make_default(action, archive))
+
+    def end_version(self, version: str) -> None:
+        self._begin("end_version", lambda action: self._end_version(action, version))
+
     def package(self) -> None:
         self._begin("package", lambda action: package_demo(self._config, action.tell))
 
@@ -139,6 +147,16 @@ class Actions:
     def _apply(self, action: Action, settings: ServingSettings, archive: str) -> str:
         self._management.apply(settings, archive, _patience(action))
         return f"Applied {settings}."
+
+    def _make_default(self, action: Action, archive: str) -> str:
+        self._management.make_default(archive, _patience(action))
+        now, *others = self._management.registered()
+        left = "".join(f" Version {each.version} still has requests: end it on the page later." for each in others)
+        return f"Version {now.version} is the default and answers.{left}"
+
+    def _end_version(self, action: Action, version: str) -> str:
+        self._management.end_version(version, _patience(action))
+        return f"Version {version} has ended; its archive stays in the model store."
 
 
 def _patience(action: Action) -> Patience:

@@ -1,7 +1,6 @@
 """How other programs reach the model: the keys, masked, and a snippet for OpenAI's client, ready to paste.
 
-The page shows a key only when asked to. For the copy buttons the whole text is sent to the browser, beside what is
-drawn; nothing of it is logged.
+The page shows a key only when asked to; the copy buttons have it either way.
 """
 
 from __future__ import annotations
@@ -12,7 +11,9 @@ from typing import get_args
 
 import streamlit as st
 
+from copy_panel import draw_copy_button
 from server.client import MODEL_NAME, MODEL_VERSION, Keys, Kind, parse_instant
+from server.management import ManagementClient
 from server.process import ServerConfig, TorchServeError
 
 REFRESH_SECONDS = 10
@@ -35,38 +36,6 @@ answer = client.chat.completions.create(
 print(answer.choices[0].message.content)
 """
 
-_copy_button = st.components.v2.component(
-    "copy_button",
-    html='<button type="button"></button>',
-    css="""
-    button {
-        font: inherit; color: var(--st-text-color); background: transparent; cursor: pointer;
-        min-height: 2.5rem; padding: 0.25rem 0.75rem; white-space: nowrap;
-        border: 1px solid var(--st-border-color); border-radius: var(--st-button-radius);
-    }
-    button:hover, button:focus-visible { color: var(--st-primary-color); border-color: var(--st-primary-color); }
-    button:focus-visible { outline: 2px solid var(--st-primary-color); outline-offset: 2px; }
-    """,
-    js="""
-    export default function ({ data, parentElement }) {
-        const button = parentElement.querySelector("button");
-        button.textContent = data.label;
-        const say = (text) => {
-            button.textContent = text;
-            setTimeout(() => { button.textContent = data.label; }, 2000);
-        };
-        button.onclick = async () => {
-            try {
-                await navigator.clipboard.writeText(data.text);
-                say("Copied");
-            } catch {
-                say("Not allowed by the browser: show the keys instead");
-            }
-        };
-    }
-    """,
-)
-
 
 def show_connect(config: ServerConfig) -> None:
     """Address, keys and snippet; looks for newer keys by itself."""
@@ -77,6 +46,7 @@ def show_connect(config: ServerConfig) -> None:
 def _show(config: ServerConfig) -> None:
     try:
         keys = {kind: _key(config, kind) for kind in get_args(Kind)}
+        model = ManagementClient(config).describe()
     except TorchServeError as error:
         st.info(str(error), icon=":material/key_off:")
         return
@@ -85,7 +55,7 @@ def _show(config: ServerConfig) -> None:
             _show_key(config, kind, key)
     else:
         st.caption("TorchServe takes no keys: disable_token_authorization is true in config.properties.")
-    _show_snippet(config, keys["inference"])
+    _show_snippet(config, model.version if model else MODEL_VERSION, keys["inference"])
 
 
 def _key(config: ServerConfig, kind: Kind) -> str:
@@ -97,7 +67,7 @@ def _show_key(config: ServerConfig, kind: Kind, key: str) -> None:
     st.markdown(f"**{kind.capitalize()} key** · {PURPOSES[kind]}{_expiry(config, kind)}")
     with st.container(horizontal=True, vertical_alignment="center", key=f"{kind}_row"):
         st.code(_shown(key), language=None, width="content")
-        _copy_button(key=f"copy_{kind}", data={"label": f"Copy the {kind} key", "text": key}, width="content")
+        draw_copy_button(key, key=f"copy_{kind}", label=f"Copy the {kind} key")
 
 
 def _expiry(config: ServerConfig, kind: Kind) -> str:
@@ -112,12 +82,12 @@ def _expiry(config: ServerConfig, kind: Kind) -> str:
     return f" · valid for {minutes:.0f} more minutes, then renewed"
 
 
-def _show_snippet(config: ServerConfig, key: str) -> None:
-    base_url = f"{config.inference_url}/predictions/{MODEL_NAME}/{MODEL_VERSION}/v1"
+def _show_snippet(config: ServerConfig, version: str, key: str) -> None:
+    base_url = f"{config.inference_url}/predictions/{MODEL_NAME}/{version}/v1"
     st.markdown("**OpenAI's client** · `pip install openai`, then paste this")
     st.code(SNIPPET.format(base_url=base_url, key=_shown(key) if config.needs_token else key), language="python")
     whole = SNIPPET.format(base_url=base_url, key=key)
-    _copy_button(key="copy_snippet", data={"label": "Copy the snippet with the key", "text": whole}, width="content")
+    draw_copy_button(whole, key="copy_snippet", label="Copy the snippet with the key")
 
 
 def _shown(key: str) -> str:

@@ -1,9 +1,10 @@
-"""TorchServe's three log files on the page: filter by level and text, follow, download. No key is ever in them."""
+"""The log files of TorchServe and the autoscaler: filter by level and text, follow, download. No key is in them."""
 
 from __future__ import annotations
 
 import streamlit as st
 
+from scaling.switch import output_file
 from server.logs import LEVELS, LOG_FILES, Excerpt, black_out, current_keys, read_excerpt, select
 from server.process import ServerConfig
 
@@ -14,13 +15,16 @@ HEIGHT = 480  # pixels
 
 def show_logs(config: ServerConfig) -> None:
     """The choice of file and filter, and the records; the newest are at the end."""
+    files = LOG_FILES | {output_file(config).name: "what the autoscaler did since it was switched on"}
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        name = st.segmented_control("File", list(LOG_FILES), default="ts_log.log", key="log_file", required=True)
+        name = st.segmented_control(
+            "File", list(files), default="ts_log.log", required=True, format_func=_short, key="log_file"
+        )
         st.toggle("Follow", value=True, key="follows")
     with st.container(horizontal=True, vertical_alignment="bottom"):
         st.selectbox("Least level", LEVELS, index=1, key="log_level", width=160)
         st.text_input("Text to look for", key="log_text", placeholder="any")
-    st.caption(f"{name}: {LOG_FILES[name]}.")
+    st.caption(f"{name}: {files[name]}.")
     every = FOLLOW_SECONDS if st.session_state.follows else None
     st.fragment(_show_records, run_every=every, key="log_records")(config, name)
     st.download_button(
@@ -32,6 +36,11 @@ def show_logs(config: ServerConfig) -> None:
         on_click="ignore",
         icon=":material/download:",
     )
+
+
+def _short(name: str) -> str:
+    """So that all names fit on a narrow page."""
+    return name.removesuffix(".log")
 
 
 def _show_records(config: ServerConfig, name: str) -> None:

@@ -72,7 +72,7 @@ def show_choice(config: ServerConfig, model: ModelStatus | None) -> None:
 def _show_archive(config: ServerConfig) -> Archive | None:
     names = list_archives(config.model_store)
     if names and st.session_state.get("archive") not in names:  # the first one has come, or the chosen one has gone
-        st.session_state.archive = names[0]
+        st.session_state.archive = CONTINUOUS_ARCHIVE if CONTINUOUS_ARCHIVE in names else names[0]
     chosen = st.selectbox("Archive", names, key="archive", placeholder="none yet", disabled=not names)
     if chosen is None:
         st.caption(f"No archive in {config.model_store} yet: package_llama.sh makes one.")
@@ -85,7 +85,7 @@ def _show_archive(config: ServerConfig) -> Archive | None:
         return None
     if archive.model_path:
         size = f", {archive.model_bytes / 1e6:,.0f} MB" if archive.model_bytes else ", which is missing"
-        st.caption(f"Model: {archive.model_path.name}{size}")
+        st.caption(f"Model: {archive.model_path.name}{size}, version {archive.version}")
     return archive
 
 

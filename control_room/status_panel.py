@@ -9,10 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import streamlit as st
 
 from control_room.actions import LABELS, Action, Actions, Outcome
+from control_room.model_facts import ModelFacts, describe_model
+from control_room.versions_panel import show_versions
 from server.logs import worker_exceptions
 from server.management import ManagementClient, ModelStatus, ServerView
 from server.metrics import ProcessSample, Snapshot, cpu_percent, read_snapshot
@@ -22,6 +25,11 @@ from server.traffic import Traffic
 
 SAMPLE_SECONDS = 0.5  # a processor's use over less is noise
 TAIL_LINES = 6
+HURRY: dict[str, str] = {
+    "stop": "Stop now",
+    "make_default": "Don't wait: leave the old version loaded",
+    "end_version": "Don't wait: leave it loaded",
+}
 
 COLORS = {
     "down": "gray",
@@ -54,7 +62,8 @@ def show_state(config: ServerConfig, management: ManagementClient, actions: Acti
     _show_sentence(config, view)
     st.subheader("Model Status", anchor=False)
     if view.model:
-        _show_model(view.model, snapshot)
+        _show_model(view.model, snapshot, _facts(str(config.path), config).of(view.model))
+        show_versions(config, management, actions, view.model)
     else:
         st.caption("Nothing is registered.")
     _show_json(view.model)
@@ -68,8 +77,7 @@ def _show_action(config: ServerConfig, action: Action) -> None:
         st.markdown(f":material/progress_activity: **{LABELS[action.name]}**, {seconds:.0f} s")
         st.caption(action.stage or "Beginning")
         if action.lets_finish:
-            label = "Stop now" if action.name == "stop" else "Don't wait: cut them"
-            st.button(label, key="hurry", on_click=action.hurry.set)
+            st.button(HURRY.get(action.name, "Don't wait: cut them"), key="hurry", on_click=action.hurry.set)
         if action.name == "start":
             st.code(log_tail(config, TAIL_LINES) or "…", language=None, height=140)
 
@@ -83,6 +91,12 @@ def _show_failure(actions: Actions, outcome: Outcome) -> None:
         if outcome.needs_archive:
             st.button("Package the demo model", key="package", on_click=actions.package)
         st.button("Dismiss", key="dismiss", on_click=actions.dismiss)
+
+
+@st.cache_resource
+def _facts(path: str, _config: ServerConfig) -> ModelFacts:
+    """One for each server, for all pages."""
+    return ModelFacts(_config)
 
 
 def _read_snapshot(config: ServerConfig) -> Snapshot | None:
@@ -139,17 +153,20 @@ def _ready_workers(model: ModelStatus) -> str:
     return f"{model.ready_workers} of {model.settings.workers} workers ready"
 
 
-def _show_model(model: ModelStatus, snapshot: Snapshot | None) -> None:
+def _show_model(model: ModelStatus, snapshot: Snapshot | None, facts: dict[str, Any] | None) -> None:
+    """`facts` is what the model says about itself, once it has."""
     settings = model.settings
     with st.container(horizontal=True, gap="xsmall", key="settings"):
         st.badge(_ready_workers(model), color="green" if model.is_ready else "orange")
         st.badge(f"{model.batching} batching")
         st.badge(f"batch size {settings.batch_size}")
         st.badge(f"max batch delay {settings.max_batch_delay_ms} ms")
+        st.badge(f"version {model.version}")
         st.badge(model.archive, color="gray")
     cpu = _cpu_percents(snapshot) if snapshot else {}
     if model.workers:
         st.table([_worker_row(worker, cpu.get(worker.pid)) for worker in model.workers], hide_index=True)
+    st.caption(describe_model(facts))
     if snapshot:
         _show_server_process(snapshot, cpu)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from experiments import records
 from experiments.guard import put_back
-from experiments.prompt_sets import PROMPT_SETS
 from experiments.records import Plan, Point
 from experiments.sweep import Experiment, Progress
 from load_test import PERCENTILES
+from prompt_sets import PROMPT_SETS
 from sampling_params import InvalidParameter
 from server.process import ServerConfig, TorchServeError
 

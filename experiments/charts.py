@@ -19,6 +19,9 @@ TIMES = {"first_token_ms": "Time to first token, ms", "latency_ms": "Whole answe
 MUTED = "#7d8784"
 POINTS = alt.OverlayMarkDef(size=70, filled=True)
 HEIGHT = 320
+LEGEND_ROW_HEIGHTS = {"by_setting": 18, "by_clients": 30}  # a line's symbols are larger than a bar's
+MOST_FIGURES = 8  # above bars: more would run into one another on a narrow page
+ROOM_FOR_FIGURES = 1.1  # of the highest bar
 ROW_HEIGHT, MAX_ROWS_HEIGHT, AXES_HEIGHT = 14, 500, 110
 
 Row = dict[str, Any]
@@ -48,21 +51,24 @@ def throughput_by_setting(records: Sequence[Record]) -> alt.LayerChart:
     """Tokens per second as bars, for each value of what was varied, side by side for numbers of clients."""
     rows = throughput_rows(records)
     title = axis_title(records[0].plan)
+    highest = max(row["tokens_per_second"] for row in rows)
     base = alt.Chart(alt.Data(values=rows)).encode(
         x=_category("value", title, (row["value"] for row in rows)),
-        y=_amount("tokens_per_second", "Tokens per second"),
-        xOffset=alt.XOffset("by_setting:N", sort=None),
+        y=_amount("tokens_per_second", "Tokens per second", ROOM_FOR_FIGURES * highest),
+        xOffset=alt.XOffset("by_setting:N", sort=None, scale=alt.Scale(paddingInner=0.15)),
         tooltip=_tooltips(value=title, by_setting="Run", tokens_per_second="Tokens per second"),
     )
-    bars = base.mark_bar().encode(color=_colour("by_setting", is_long=len(records) > 1))
+    bars = base.mark_bar(width=alt.RelativeBandSize(1)).encode(color=_colour("by_setting", is_long=len(records) > 1))
     figures = base.mark_text(dy=-8, color=MUTED).encode(text=alt.Text("tokens_per_second:Q", format=".0f"))
-    return (bars + figures).properties(height=HEIGHT)
+    chart = alt.layer(bars, figures) if len(rows) <= MOST_FIGURES else alt.layer(bars)
+    return chart.properties(height=_height(records, rows, "by_setting"))
 
 
 def throughput_by_clients(records: Sequence[Record]) -> alt.Chart:
     """Tokens per second as lines over the number of clients, one for each value of what was varied."""
     rows = throughput_rows(records)
-    chart = alt.Chart(alt.Data(values=rows), height=HEIGHT).mark_line(point=POINTS)
+    height = _height(records, rows, "by_clients")
+    chart = alt.Chart(alt.Data(values=rows), height=height).mark_line(point=POINTS)
     return chart.encode(
         x=_category("clients", "Clients", (row["clients"] for row in rows)),
         y=_amount("tokens_per_second", "Tokens per second"),
@@ -132,8 +138,14 @@ def _category(name: str, title: str, values: Iterable[Any]) -> alt.X:
     return alt.X(f"{name}:N", title=title, sort=sorted(set(values)), axis=alt.Axis(labelAngle=0), scale=padding)
 
 
-def _amount(name: str, title: str) -> alt.Y:
-    return alt.Y(f"{name}:Q", title=title, scale=alt.Scale(zero=True), axis=alt.Axis(tickCount=5))
+def _amount(name: str, title: str, end: float | None = None) -> alt.Y:
+    scale = alt.Scale(domain=[0, end]) if end else alt.Scale(zero=True)
+    return alt.Y(f"{name}:Q", title=title, scale=scale, axis=alt.Axis(tickCount=5))
+
+
+def _height(records: Sequence[Record], rows: Sequence[Row], series: str) -> int:
+    """In pixels, legend included: as much more as a long one needs."""
+    return HEIGHT + (LEGEND_ROW_HEIGHTS[series] * len({row[series] for row in rows}) if len(records) > 1 else 0)
 
 
 def _colour(name: str, is_long: bool = False) -> alt.Color:

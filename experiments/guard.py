@@ -7,14 +7,13 @@ the server should serve with again: a program that is killed leaves it, and the 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from experiments import records
 from experiments.records import Setup
+from server.lock import Locked, held, is_held
 from server.management import ManagementClient
 from server.process import ServerConfig, TorchServeError
 from server.traffic import Patience
@@ -35,31 +34,16 @@ def only_one(config: ServerConfig) -> Iterator[None]:
         file.touch()
     except OSError as error:
         raise ExperimentFailed(f"{file} cannot be made ({error.strerror}): make that place writable.") from error
-    deadline = time.monotonic() + LOCK_SECONDS
-    with file.open() as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise ExperimentFailed(
-                        "An experiment is running already: wait for its end, or cancel it."
-                    ) from None
-                time.sleep(0.05)
-        yield
+    try:
+        with held(file, LOCK_SECONDS):
+            yield
+    except Locked as error:
+        raise ExperimentFailed("An experiment is running already: wait for its end, or cancel it.") from error
 
 
 def is_running(config: ServerConfig) -> bool:
     """Whether an experiment of this server runs, in this program or another."""
-    try:
-        with (records.folder_of(config) / "lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
+    return is_held(records.folder_of(config) / "lock")
 
 
 def left_behind(config: ServerConfig) -> Setup | None:

@@ -7,7 +7,6 @@ The process, not this module, decides anything; see autoscaler.py.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
@@ -18,9 +17,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from scaling.policy import Observation, Policy
+from server.lock import Locked, held, is_held
 from server.process import PROJECT, ServerConfig, TorchServeError
 
 SWITCH_OFF_SECONDS = 10.0
@@ -122,16 +122,8 @@ def is_on(config: ServerConfig) -> bool:
 
 
 def owner(config: ServerConfig) -> int | None:
-    """The process id of the autoscaler that is on; None if none is."""
-    try:
-        with _lock_file(config).open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return int(file.read() or 0)
-            return None
-    except FileNotFoundError:
-        return None
+    """The process id of the autoscaler that is on, 0 while it starts; None if none is."""
+    return int(_lock_file(config).read_text() or 0) if is_held(_lock_file(config)) else None
 
 
 def _lock_file(config: ServerConfig) -> Path:
@@ -142,24 +134,13 @@ def _lock_file(config: ServerConfig) -> Path:
 def only_one(config: ServerConfig) -> Iterator[None]:
     """Holds the lock; raises AlreadyOn."""
     config.logs.mkdir(exist_ok=True)
-    with _lock_file(config).open("a+") as file:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while not _try_lock(file):
-            if time.monotonic() > deadline:
-                raise AlreadyOn(f"The autoscaler is on already (process {owner(config)}).")
-            time.sleep(0.02)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
-def _try_lock(file: IO[str]) -> bool:
+    _lock_file(config).touch()
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        with held(_lock_file(config), LOCK_SECONDS):
+            _lock_file(config).write_text(str(os.getpid()))
+            yield
+    except Locked as error:
+        raise AlreadyOn(f"The autoscaler is on already (process {owner(config)}).") from error
 
 
 def switch_on(config: ServerConfig, policy: Policy) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 
-from playwright.sync_api import Browser, Page, expect  # noqa: E402
+from playwright.sync_api import Browser, Locator, Page, expect  # noqa: E402
 
 from browser import open_page, running_app, running_browser, send  # noqa: E402
 from server.management import DEFAULT_SETTINGS, ManagementClient, ServingSettings  # noqa: E402
@@ -21,6 +21,7 @@ from serving import make_home, running_server  # noqa: E402
 
 PICTURES = Path(__file__).resolve().parent
 PATIENCE = 300_000  # milliseconds
+MARGIN = 16  # pixels around a part of a page
 QUESTION = "What is the closest star to Earth?"
 TWO_WORKERS = ServingSettings(batch_size=4, max_batch_delay_ms=50, workers=2)
 
@@ -28,6 +29,15 @@ TWO_WORKERS = ServingSettings(batch_size=4, max_batch_delay_ms=50, workers=2)
 def take(page: Page, name: str) -> None:
     page.mouse.move(0, 0)  # no tooltip
     page.screenshot(path=PICTURES / name)
+
+
+def take_part(page: Page, first: Locator, last: Locator, name: str) -> None:
+    """From the beginning of one element to the end of another, with a margin."""
+    top, bottom = first.bounding_box(), last.bounding_box()
+    assert top and bottom
+    x, y = bottom["x"] - MARGIN, top["y"] - MARGIN
+    width, height = bottom["width"] + 2 * MARGIN, bottom["y"] + bottom["height"] + MARGIN - y
+    page.screenshot(path=PICTURES / name, clip={"x": x, "y": y, "width": width, "height": height})
 
 
 def picture_chat(browser: Browser, url: str) -> None:
@@ -39,7 +49,7 @@ def picture_chat(browser: Browser, url: str) -> None:
 
 
 def picture_parallel_answers(browser: Browser, url: str) -> None:
-    page = open_page(browser, f"{url}/?temperature=1&max_tokens=60&answers=4", width=1600)
+    page = open_page(browser, f"{url}/?temperature=1&max_tokens=60&answers=4", width=1600, height=1000)
     send(page, "Tell me a story about a lighthouse.")
     expect(page.get_by_text(re.compile("ended by itself|length limit reached"))).to_have_count(4, timeout=PATIENCE)
     take(page, "Parallel.png")
@@ -49,12 +59,13 @@ def picture_server(browser: Browser, url: str, ready: str, name: str) -> None:
     page = open_page(browser, url)
     expect(page.get_by_text(ready).first).to_be_visible(timeout=PATIENCE)
     expect(page.get_by_role("slider", name="Max Batch Delay")).to_be_visible(timeout=PATIENCE)
-    expect(page.get_by_test_id("stTable")).to_be_visible(timeout=PATIENCE)
+    use = page.get_by_test_id("stTable").get_by_text(re.compile(r"^\d+ %$"))  # known from the second look on
+    expect(use.first).to_be_visible(timeout=PATIENCE)
     take(page, name)
 
 
 def picture_experiment(browser: Browser, url: str) -> None:
-    page = open_page(browser, url, height=1100)
+    page = open_page(browser, url, height=1250)
     page.get_by_role("tab", name="Experiments").click()
     requests = page.get_by_label("Requests of each run", exact=True)
     requests.fill("32")
@@ -63,9 +74,10 @@ def picture_experiment(browser: Browser, url: str) -> None:
     page.get_by_role("button", name="Start experiment").click()
     chart = page.get_by_test_id("stVegaLiteChart").first
     expect(chart.locator("canvas, svg").first).to_be_visible(timeout=PATIENCE)
-    page.get_by_text("Tokens per second by batch size").scroll_into_view_if_needed()
-    chart.screenshot(path=PICTURES / "batch_size.png")
+    title = page.get_by_text("Tokens per second by batch size")
+    title.scroll_into_view_if_needed()
     take(page, "Experiments.png")
+    take_part(page, title, chart, "batch_size.png")
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 InferenceClient uses the inference key only; registering and scaling is in server/management.py. Facts about the
 server are asked for, not remembered, and the key is read from the server's key file for each request.
 
-Not covered: several models or versions, TorchServe's gRPC interface.
+Not covered: several models, TorchServe's gRPC interface.
 """
 
 from __future__ import annotations
@@ -21,14 +21,18 @@ from typing import Any, Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from sampling_params import SamplingParams
-from server.process import ServerConfig, TorchServeError, find_server
+from server.process import START_SECONDS, ServerConfig, TorchServeError, age_seconds, find_server
 
 MODEL_NAME = "llamacpp"
 MODEL_VERSION = "1.0"
+# Without a version in the URL a request goes to the default one, but TorchServe 0.12 then passes no further path on
+# (tried: an empty version, `default`, a query and a header `url_path`, too). The handler takes it from this header.
+API_PATH_HEADER = "X-Api-Path"
 
 CONNECT_SECONDS = 3.0
 STATE_SECONDS = 1.0  # an app's page asks for the state every two seconds
 QUICK_SECONDS = 10.0  # what TorchServe answers by itself, without a worker
+PROBE_SECONDS = 30.0  # TorchServe never answers what a model that was unregistered had been asked
 ANSWER_SECONDS = 1200.0  # longest silence in an answer: the queue and a long prompt come before the first piece
 RENEW_BEFORE = timedelta(seconds=30)
 
@@ -124,16 +128,22 @@ class Keys:
         raise TorchServeError(f"{file} has no {entry} key: stop TorchServe, and start it in that folder.")
 
 
-def fetch(method: str, url: str, key: str | None, seconds: float) -> Any:
+def fetch(method: str, url: str, key: str | None, seconds: float, api_path: str = "") -> Any:
     """The JSON of an answer that is read as a whole, None where it is empty."""
-    connection = _connection(url, seconds)
+    body = fetch_text(method, url, key, seconds, api_path)
     try:
-        body = _send(connection, method, url, key).read()
         return json.loads(body) if body.strip() else None
-    except (OSError, http.client.HTTPException) as error:
-        raise _unreachable(url) from error
     except ValueError as error:
         raise RequestRefused(f"{_origin(url)} is not TorchServe: look at config.properties.", 502) from error
+
+
+def fetch_text(method: str, url: str, key: str | None, seconds: float, api_path: str = "") -> str:
+    """An answer that is read as a whole, whatever it is."""
+    connection = _connection(url, seconds)
+    try:
+        return _send(connection, method, url, key, api_path).read().decode("utf-8", "replace")
+    except (OSError, http.client.HTTPException) as error:
+        raise _unreachable(url) from error
     finally:
         connection.close()
 
@@ -145,10 +155,12 @@ def _connection(url: str, seconds: float) -> http.client.HTTPConnection:
 
 
 def _send(
-    connection: http.client.HTTPConnection, method: str, url: str, key: str | None, body: object = None
+    connection: http.client.HTTPConnection, method: str, url: str, key: str | None, api_path: str, body: object = None
 ) -> http.client.HTTPResponse:
     """Sends a request and returns its answer, still to be read; an error status becomes a RequestRefused."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
+    if api_path:
+        headers[API_PATH_HEADER] = api_path
     if body is not None:
         headers["Content-Type"] = "application/json"
     parts = urlsplit(url)
@@ -238,9 +250,10 @@ class Answer:
     also when it was waiting for the first piece (TorchServe sends no header before that).
     """
 
-    def __init__(self, keys: _KeySource, url: str, body: dict[str, Any]) -> None:
+    def __init__(self, keys: _KeySource, url: str, body: dict[str, Any], api_path: str = "") -> None:
         self._keys = keys
         self._url = url
+        self._api_path = api_path
         self._body = body
         self._socket: socket.socket | None = None
         self._is_closed = False
@@ -278,7 +291,7 @@ class Answer:
         self._socket.settimeout(ANSWER_SECONDS)
         if self._is_closed:  # close() came while connecting and had no socket to shut down
             raise _Closed
-        return _send(connection, "POST", self._url, key, self._body)
+        return _send(connection, "POST", self._url, key, self._api_path, self._body)
 
     def _read(self, response: http.client.HTTPResponse) -> Iterator[Piece]:
         try:
@@ -311,6 +324,14 @@ def _piece(event: dict[str, Any]) -> Piece:
     return Piece(text, choice.get("finish_reason"), usage, timings, progress)
 
 
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What a model says about itself; None and True where it says nothing."""
+
+    context_window: int | None = None
+    has_chat_template: bool = True
+
+
 class InferenceClient:
     """Asks the model, with the inference key only. Threads may share one.
 
@@ -320,36 +341,35 @@ class InferenceClient:
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._keys = Keys(config, "inference")
-        self._model_url = f"{config.inference_url}/predictions/{MODEL_NAME}/{MODEL_VERSION}"
+        self._model_url = f"{config.inference_url}/predictions/{MODEL_NAME}"  # the default version
         self._lock = threading.Lock()
         self._has_answered = False
-        self._context_window: int | None = None
+        self._facts = ModelFacts()
         self._probe: threading.Thread | None = None
-
-    def is_up(self) -> bool:
-        return self.state() not in ("down", "starting")
 
     @property
     def context_window(self) -> int | None:
         """Tokens of prompt and answer together, from the model's last word about itself; None before that."""
-        return self._context_window
+        return self._facts.context_window
 
-    def state(self) -> Literal["down", "starting", "no model", "loading", "ready"]:
+    @property
+    def has_chat_template(self) -> bool:
+        """False once the model has said that it has none: chats are then sent as `Question: … Answer:`."""
+        return self._facts.has_chat_template
+
+    def state(self) -> Literal["down", "starting", "unhealthy", "no model", "loading", "ready"]:
         """As well as the inference key can tell; takes about a second at most and raises nothing.
 
+        "unhealthy": it runs but does not answer, or not to us.
         TorchServe tells this key whether the model is registered, but not whether a worker has loaded it. Only a
         request can show that, and it waits in the queue for up to max_batch_delay like any other. So one request is
         left waiting in a thread of its own, never a second one, and until it is answered the model counts as loading.
         """
-        try:
-            self._call("OPTIONS", f"{self._config.inference_url}/predictions/{MODEL_NAME}", STATE_SECONDS)
-        except RequestRefused as refusal:
-            self._has_answered = False
-            return "no model" if refusal.type == "ModelNotFoundException" else "down"
-        except TorchServeError:
-            self._has_answered = False
-            return "starting" if find_server(self._config) else "down"
+        obstacle = self._obstacle()
         with self._lock:
+            if obstacle:
+                self._has_answered, self._probe = False, None
+                return obstacle
             if not self._has_answered and self._probe is None:
                 self._probe = threading.Thread(target=self._ask_a_worker, daemon=True)
                 self._probe.start()
@@ -358,19 +378,34 @@ class InferenceClient:
             probe.join(STATE_SECONDS / 2)
         return "ready" if self._has_answered else "loading"
 
-    def _ask_a_worker(self) -> None:
+    def _obstacle(self) -> Literal["down", "starting", "unhealthy", "no model"] | None:
         try:
-            self._context_window = read_context_window(self.models(ANSWER_SECONDS))
-            self._has_answered = True
+            self._call("OPTIONS", STATE_SECONDS)
+            return None
+        except RequestRefused as refusal:
+            if refusal.status == 502:  # what answers is not TorchServe
+                return "down"
+            return "no model" if refusal.type == "ModelNotFoundException" else "unhealthy"
         except TorchServeError:
-            pass  # the next state() tells what there is
-        finally:
-            with self._lock:
-                self._probe = None
+            process = find_server(self._config)
+        if process is None:
+            return "down"
+        return "starting" if age_seconds(process) < START_SECONDS else "unhealthy"
+
+    def _ask_a_worker(self) -> None:
+        models = None
+        with contextlib.suppress(TorchServeError):  # the next state() tells what there is
+            models = self.models(PROBE_SECONDS)
+        with self._lock:
+            if self._probe is not threading.current_thread():
+                return  # the model that it asked has gone meanwhile
+            self._probe = None
+            if models is not None:
+                self._facts, self._has_answered = read_facts(models), True
 
     def models(self, seconds: float = QUICK_SECONDS) -> dict[str, Any]:
         """What the model says about itself; a worker answers this, so it waits in the queue like any request."""
-        return self._call("GET", f"{self._model_url}/v1/models", seconds)
+        return self._call("GET", seconds, "v1/models")
 
     def chat(self, messages: list[dict[str, str]], params: SamplingParams, tells_progress: bool = False) -> Answer:
         """The next message of a conversation; a last message of the assistant is continued."""
@@ -383,16 +418,17 @@ class InferenceClient:
         body = {**question, **params.to_request(), "stream": True, "stream_options": {"include_usage": True}}
         if tells_progress:
             body |= {"return_progress": True, "timings_per_token": True}
-        return Answer(self._keys, f"{self._model_url}/v1/{path}", body)
+        return Answer(self._keys, self._model_url, body, f"v1/{path}")
 
-    def _call(self, method: str, url: str, seconds: float) -> Any:
-        return self._keys.use(lambda key: fetch(method, url, key, seconds))
+    def _call(self, method: str, seconds: float, api_path: str = "") -> Any:
+        return self._keys.use(lambda key: fetch(method, self._model_url, key, seconds, api_path))
 
 
-def read_context_window(models: Any) -> int | None:
-    """The context window in an answer of `/v1/models`: ours, or llama-server's; None where nothing is said."""
+def read_facts(models: Any) -> ModelFacts:
+    """Out of an answer of `/v1/models`: ours, or llama-server's."""
     entries = models.get("data") if isinstance(models, dict) else None
     meta = entries[0].get("meta") if entries and isinstance(entries[0], dict) else None
     if not isinstance(meta, dict):
-        return None
-    return next((meta[name] for name in ("context_window", "n_ctx") if isinstance(meta.get(name), int)), None)
+        return ModelFacts()
+    window = next((meta[name] for name in ("context_window", "n_ctx") if isinstance(meta.get(name), int)), None)
+    return ModelFacts(window, has_chat_template=meta.get("chat_template") != "raw")

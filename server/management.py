@@ -4,24 +4,30 @@ ManagementClient uses the management key, and for the metrics the inference key;
 server/client.py. Before a worker is taken away its requests may finish (server/traffic.py). Only one change
 is made at a time, by whatever program: config.properties is the lock.
 
-Not covered: several models or versions.
+Of several versions one is the default, which answers requests that name none. Another one is loaded beside it only
+until it takes its place: two would need the memory twice.
+
+Not covered: several models.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlencode
 
+import psutil
+
 from server import process as torchserve_process
 from server.client import MODEL_NAME, QUICK_SECONDS, STATE_SECONDS, Keys, RequestRefused, ServerUnreachable, fetch
+from server.lock import Locked, held
 from server.logs import worker_exceptions
 from server.metrics import ARRIVED, read_snapshot
-from server.model_store import CONTINUOUS_ARCHIVE, DYNAMIC_ARCHIVE, archive_for
+from server.model_store import CONTINUOUS_ARCHIVE, DYNAMIC_ARCHIVE, archive_for, read_archive
 from server.process import START_SECONDS, ServerConfig, TorchServeError, find_server
 from server.status import DEFAULT_SETTINGS, SERVING_BOUNDS, ModelStatus, ServingSettings
 from server.traffic import Patience, wait_until_quiet
@@ -45,6 +51,7 @@ UNLOAD_SECONDS = 150.0  # TorchServe's unregister_model_timeout, and a little mo
 READY_SECONDS = 30.0  # from the end of a registration until describe shows every worker READY
 LOG_SECONDS = 5.0  # from a refused load until the log has what the worker said last, if it said anything
 LOCK_SECONDS = 1.0
+ROOM_FACTOR = 3  # free memory, as a multiple of what the workers take, for as many beside them: a cache takes a third
 
 
 class ChangeFailed(TorchServeError):
@@ -59,7 +66,8 @@ class ArchiveMissing(ChangeFailed):
 class ServerView:
     """What can be seen of TorchServe at one moment. `problem` says what is wrong where it is unhealthy.
 
-    "unhealthy": it runs but does not answer, or not to us. `model` is None where none is registered or can be seen.
+    "unhealthy": it runs but does not answer, or not to us. `model` is the default version, None where none is
+    registered or can be seen.
     """
 
     state: Literal["down", "starting", "up", "unhealthy"]
@@ -98,12 +106,20 @@ class ManagementClient:
         return ServerView("unhealthy", problem=problem)
 
     def describe(self) -> ModelStatus | None:
-        """None if the model is not registered."""
+        """The default version; None if the model is not registered."""
         return self._describe(QUICK_SECONDS)
 
-    def _describe(self, seconds: float) -> ModelStatus | None:
+    def registered(self) -> tuple[ModelStatus, ...]:
+        """All versions, the default one first."""
+        default = self.describe()
+        if default is None:
+            return ()
+        versions = map(ModelStatus.from_describe, self._call("GET", f"/models/{MODEL_NAME}/all"))
+        return (default, *(each for each in versions if each.version != default.version))
+
+    def _describe(self, seconds: float, version: str = "") -> ModelStatus | None:
         try:
-            return ModelStatus.from_describe(self._call("GET", f"/models/{MODEL_NAME}", seconds)[0])
+            return ModelStatus.from_describe(self._call("GET", _path(version), seconds)[0])
         except RequestRefused as refusal:
             if refusal.status == 404:
                 return None
@@ -122,7 +138,7 @@ class ManagementClient:
             self._load(settings, archive or archive_for(settings.workers))
 
     def unregister(self, patience: Patience | None = None) -> None:
-        """Ends the model's workers; fine if there is no model.
+        """Ends the workers of all versions; fine if there is no model.
 
         Requests in progress may finish first; once `patience` is over they are cut, for which TorchServe is started
         again.
@@ -155,6 +171,10 @@ class ManagementClient:
 
         TorchServe can change the workers of a registered model only. Everything else means to unregister and register
         it, which unregister() does as it says; while the model loads, TorchServe refuses requests (404).
+
+        An archive of another version is loaded beside the one that serves, where memory allows that, and becomes the
+        default when it is ready, so that no request is refused. The old one is unregistered as soon as it is quiet; if
+        it is not before `patience` is over, it stays registered (end_version).
         """
         settings.check()
         patience = patience or Patience()
@@ -163,7 +183,10 @@ class ManagementClient:
             archive = archive or archive_for(settings.workers)
             if (archive, settings) == (before.archive, before.settings) and before.is_ready:
                 return
-            self._require_archive(archive)
+            version = self._version_in(archive)
+            if version not in ("", before.version) and _has_room_beside(before):
+                self._switch(before, settings, archive, version, patience)
+                return
             batch = (before.settings.batch_size, before.settings.max_batch_delay_ms)
             changes_workers_only = archive == before.archive and batch == (
                 settings.batch_size,
@@ -177,6 +200,17 @@ class ManagementClient:
                 self._scale(before, settings.workers)
             else:
                 self._replace(before, settings, archive, patience)
+
+    def make_default(self, archive: str, patience: Patience | None = None) -> None:
+        """Lets the version in `archive`, or its twin, answer instead, with the same settings; see apply()."""
+        settings = self._registered().settings
+        self.apply(settings, archive_for(settings.workers, archive, self._config.model_store), patience)
+
+    def end_version(self, version: str, patience: Patience | None = None) -> None:
+        """Unregisters a version that is not the default one, once its requests are answered; else ChangeFailed."""
+        with self._only_change():
+            if not self._retire(version, patience or Patience()):
+                raise ChangeFailed(f"Version {version} still answers requests and stays loaded: try again later.")
 
     # Each of these is called with the lock held.
 
@@ -194,6 +228,28 @@ class ManagementClient:
             self._set_workers(before.settings.workers)
             raise ChangeFailed(f"{reason} The model serves on with {before.settings}.") from error
 
+    def _switch(
+        self, before: ModelStatus, settings: ServingSettings, archive: str, version: str, patience: Patience
+    ) -> None:
+        if self._describe(QUICK_SECONDS, version) and not self._retire(version, patience):
+            raise ChangeFailed(f"Version {version} is loaded already and answers requests: end it first.")
+        patience.tell(f"Loading version {version}; version {before.version} serves meanwhile")
+        try:
+            self._load(settings, archive, version)
+        except TorchServeError as error:
+            raise ChangeFailed(f"{error} Version {before.version} serves on with {before.settings}.") from error
+        self._call("PUT", f"{_path(version)}/set-default")
+        patience.tell(f"Version {version} serves; ending version {before.version}")
+        self._retire(before.version, patience)
+
+    def _retire(self, version: str, patience: Patience) -> bool:
+        """Unregisters a version that is not the default one once it is quiet; False if that does not come in time."""
+        describe = partial(self._describe, QUICK_SECONDS, version)
+        if wait_until_quiet(self._config, describe, patience, version=version) is None:
+            return False
+        self._delete(version)
+        return True
+
     def _replace(self, before: ModelStatus, settings: ServingSettings, archive: str, patience: Patience) -> None:
         self._remove(patience)
         patience.tell(f"Loading {archive} with {settings}")
@@ -208,9 +264,10 @@ class ManagementClient:
             raise ChangeFailed(f"{error} The model serves again with {before.settings}.") from error
 
     def _remove(self, patience: Patience) -> None:
-        """Unregisters the model; whoever was not answered by then has its connection cut."""
+        """Unregisters all versions; whoever was not answered by then has its connection cut."""
+        are_retired = all([self._retire(other.version, patience) for other in self.registered()[1:]])
         arrived = wait_until_quiet(self._config, self.describe, patience)
-        if arrived is not None:
+        if are_retired and arrived is not None:
             patience.tell("Ending the workers")
             self._delete()
             if read_snapshot(self._config).total(ARRIVED) == arrived:
@@ -220,22 +277,27 @@ class ManagementClient:
         torchserve_process.stop(self._config)
         torchserve_process.start(self._config)
 
-    def _registered(self) -> ModelStatus:
-        status = self.describe()
+    def _registered(self, version: str = "") -> ModelStatus:
+        status = self._describe(QUICK_SECONDS, version)
         if status is None:
             raise ChangeFailed("The model is not registered: press Register Llama2 first.")
         return status
 
-    def _require_archive(self, archive: str) -> None:
-        if not archive.startswith("file:") and not (self._config.model_store / archive).is_file():
+    def _version_in(self, archive: str) -> str:
+        """The version of an archive in the model store, "" for one elsewhere; raises ArchiveMissing."""
+        if archive.startswith("file:"):
+            return ""
+        path = self._config.model_store / archive
+        if not path.is_file():
             raise ArchiveMissing(f"{archive} is missing in {self._config.model_store}: run package_llama.sh first.")
+        return read_archive(path).version
 
-    def _load(self, settings: ServingSettings, archive: str) -> None:
-        """Registers with one worker and then scales.
+    def _load(self, settings: ServingSettings, archive: str, version: str = "") -> None:
+        """Registers with one worker and then scales; `version`, where another one is the default.
 
         With more initial workers TorchServe 0.12 leaves, after a failed load, a worker that runs on unseen (tried).
         """
-        self._require_archive(archive)
+        self._version_in(archive)
         log = _LogMark(self._config)
         query = {
             "model_name": MODEL_NAME,
@@ -248,32 +310,32 @@ class ManagementClient:
         try:
             self._call("POST", f"/models?{urlencode(query)}", LOAD_SECONDS)
             if settings.workers > 1:
-                self._set_workers(settings.workers)
-            self._await(settings)
+                self._set_workers(settings.workers, version)
+            self._await(settings, version)
         except TorchServeError as error:
             if isinstance(error, RequestRefused) and error.type == "ConflictStatusException":
                 raise ChangeFailed("Somebody else is registering the model: wait for it, then press Apply.") from error
             reason = log.why(error)
             with contextlib.suppress(ServerUnreachable):
-                self._delete()
+                self._delete(version)
             raise ChangeFailed(reason) from error
 
-    def _delete(self) -> None:
+    def _delete(self, version: str = "") -> None:
         try:
-            self._call("DELETE", f"/models/{MODEL_NAME}", UNLOAD_SECONDS)
+            self._call("DELETE", _path(version), UNLOAD_SECONDS)
         except RequestRefused as refusal:
             if refusal.status != 404:
                 raise
 
-    def _set_workers(self, workers: int) -> None:
+    def _set_workers(self, workers: int, version: str = "") -> None:
         query = urlencode({"min_worker": workers, "max_worker": workers, "synchronous": "true"})
-        self._call("PUT", f"/models/{MODEL_NAME}?{query}", LOAD_SECONDS)
+        self._call("PUT", f"{_path(version)}?{query}", LOAD_SECONDS)
 
-    def _await(self, settings: ServingSettings) -> None:
+    def _await(self, settings: ServingSettings, version: str) -> None:
         """TorchServe answers the registration a moment before it shows the worker as READY."""
         deadline = time.monotonic() + READY_SECONDS
         while True:
-            status = self._registered()
+            status = self._registered(version)
             if status.settings != settings:
                 raise ChangeFailed(
                     f"TorchServe took {status.settings} instead of {settings}: look at model-config.yaml."
@@ -290,19 +352,24 @@ class ManagementClient:
     @contextlib.contextmanager
     def _only_change(self) -> Iterator[None]:
         """The system lets go for a program that is killed."""
-        deadline = time.monotonic() + LOCK_SECONDS
-        with self._config.path.open() as lock:
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise ChangeFailed(
-                            "Another page or program is changing the model: wait for its end, then try again."
-                        ) from None
-                    time.sleep(0.05)
-            yield
+        try:
+            with held(self._config.path, LOCK_SECONDS):
+                yield
+        except Locked as error:
+            raise ChangeFailed(
+                "Another page or program is changing the model: wait for its end, then try again."
+            ) from error
+
+
+def _path(version: str) -> str:
+    """The management API's path of a version, of the default one without it."""
+    return f"/models/{MODEL_NAME}/{version}" if version else f"/models/{MODEL_NAME}"
+
+
+def _has_room_beside(status: ModelStatus) -> bool:
+    """Whether as many workers again would fit into the memory, without making their caches smaller."""
+    used = sum(worker.memory_bytes for worker in status.workers)
+    return ROOM_FACTOR * used <= psutil.virtual_memory().available
 
 
 class _LogMark:

@@ -7,19 +7,16 @@ Not covered: metrics of a GPU, and several models.
 
 from __future__ import annotations
 
-import http.client
-import json
 import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.client import Keys, RequestRefused, ServerUnreachable
+from server.client import Keys, fetch_text
 from server.process import WORKER_SCRIPT, ServerConfig, find_server
 
 METRICS_SECONDS = 5.0
@@ -30,14 +27,19 @@ METRICS_SECONDS = 5.0
 ARRIVED = "ts_inference_requests_total"
 QUEUE_MICROSECONDS = "ts_queue_latency_microseconds_total"
 FIRST_TOKEN = "llamacpp_time_to_first_token_seconds"
+_LABELS = ("WorkerName", "le", "model_version")
 
 
 class Series(NamedTuple):
-    """One line of the metrics: `worker` and `le` (a histogram's upper bound) are "" where it has none."""
+    """One line of the metrics; "" where it has none of a worker, `le` (a histogram's upper bound) and model version.
+
+    TorchServe's version of a request that names none is "default" (tried).
+    """
 
     name: str
     worker: str = ""
     le: str = ""
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,37 +76,18 @@ class Snapshot:
         """The sum over the workers that live."""
         return sum(self.gauge(name, process.worker) for process in self.workers)
 
-    def total(self, name: str) -> float:
-        """A counter's sum over all workers there ever were."""
-        return sum(value for series, value in self.series.items() if series.name == name)
+    def total(self, name: str, version: str | None = None) -> float:
+        """A counter's sum over all workers there ever were; of one of the model's versions, where it is named."""
+        return sum(
+            value for series, value in self.series.items() if series.name == name and version in (None, series.version)
+        )
 
 
 def read_snapshot(config: ServerConfig) -> Snapshot:
     """One request to TorchServe, with the inference key; raises TorchServeError."""
-    text = Keys(config, "inference").use(lambda key: _get(f"{config.metrics_url}/metrics", key))
+    url = f"{config.metrics_url}/metrics"
+    text = Keys(config, "inference").use(lambda key: fetch_text("GET", url, key, METRICS_SECONDS))
     return Snapshot(time.time(), parse_metrics(text), read_processes(config))
-
-
-def _get(url: str, key: str | None) -> str:
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=METRICS_SECONDS)
-    try:
-        connection.request("GET", urlsplit(url).path, headers={"Authorization": f"Bearer {key}"} if key else {})
-        response = connection.getresponse()
-        body = response.read().decode("utf-8", "replace")
-    except (OSError, http.client.HTTPException) as error:
-        raise ServerUnreachable(f"TorchServe's metrics do not answer at {url}: see metrics_address.") from error
-    finally:
-        connection.close()
-    if response.status >= 400:
-        raise RequestRefused(f"TorchServe refused to tell its metrics at {url}.", response.status, _error_type(body))
-    return body
-
-
-def _error_type(body: str) -> str:
-    try:
-        return str(json.loads(body)["type"])
-    except (ValueError, KeyError, TypeError):
-        return ""
 
 
 def parse_metrics(text: str) -> dict[Series, float]:
@@ -113,7 +96,7 @@ def parse_metrics(text: str) -> dict[Series, float]:
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             if sample.name.startswith("llamacpp_") or sample.name in (ARRIVED, QUEUE_MICROSECONDS):
-                series = Series(sample.name, sample.labels.get("WorkerName", ""), sample.labels.get("le", ""))
+                series = Series(sample.name, *(sample.labels.get(label, "") for label in _LABELS))
                 found[series] = found.get(series, 0.0) + sample.value
     return found
 

@@ -1,13 +1,15 @@
 """The archives that TorchServe can load: which there are, what is in them, and making those of the demo model.
 
 An archive for one worker batches continuously. TorchServe 0.12's continuous batching freezes with more workers, so
-package_llama.sh makes a twin for dynamic batching: `name-dynamic.tar.gz` beside `name.tar.gz`.
+package_llama.sh makes a twin for dynamic batching: `name-dynamic.tar.gz` beside `name.tar.gz`. `--version 1.1` makes
+`llamacpp-1.1.tar.gz` and its twin; which version an archive is, its manifest says.
 
 Not covered: archives in TorchServe's other format, .mar.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import tarfile
@@ -34,6 +36,7 @@ class Archive:
     """What an archive says about itself. model_path: its GGUF, None where the worker's environment names it."""
 
     name: str
+    version: str
     is_continuous: bool
     model_path: Path | None
 
@@ -64,16 +67,23 @@ def list_archives(store: Path) -> list[str]:
 
 
 def read_archive(path: Path) -> Archive:
-    """Raises TorchServeError for a file that is no archive with a model-config.yaml."""
+    """Raises TorchServeError for a file that is no archive with a manifest and a model-config.yaml."""
+    texts: dict[str, bytes] = {}
     try:
         with tarfile.open(path) as tar:
-            member = next(each for each in tar if Path(each.name).name == "model-config.yaml")
-            file = tar.extractfile(member)
-            config = yaml.safe_load(file.read()) if file else {}
-    except (OSError, tarfile.TarError, StopIteration, yaml.YAMLError) as error:
+            for member in tar:
+                file = tar.extractfile(member) if Path(member.name).name in (_MANIFEST, _CONFIG) else None
+                if file:
+                    texts[Path(member.name).name] = file.read()
+        version = json.loads(texts[_MANIFEST])["model"]["modelVersion"]
+        config = yaml.safe_load(texts[_CONFIG])
+    except (OSError, tarfile.TarError, KeyError, ValueError, yaml.YAMLError) as error:
         raise TorchServeError(f"{path} is not a usable archive: make it again with package_llama.sh.") from error
     model_path = (config.get("handler") or {}).get("model_path")
-    return Archive(path.name, bool(config.get("continuousBatching")), Path(model_path) if model_path else None)
+    return Archive(path.name, version, bool(config.get("continuousBatching")), Path(model_path) if model_path else None)
+
+
+_MANIFEST, _CONFIG = "MANIFEST.json", "model-config.yaml"
 
 
 def package_demo(config: ServerConfig, tell: Callable[[str], None]) -> str:

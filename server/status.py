@@ -1,6 +1,6 @@
 """How the model is served: the settings one chooses, and what TorchServe's describe says. Asks nobody but the system.
 
-server/management.py asks TorchServe. Not covered: several models or versions.
+server/management.py asks TorchServe. Not covered: several models.
 """
 
 from __future__ import annotations

@@ -56,11 +56,16 @@ def _running(snapshot: Snapshot, workers: tuple[WorkerStatus, ...]) -> int:
 
 
 def wait_until_quiet(
-    config: ServerConfig, describe: Callable[[], ModelStatus | None], patience: Patience, last: int | None = None
+    config: ServerConfig,
+    describe: Callable[[], ModelStatus | None],
+    patience: Patience,
+    last: int | None = None,
+    version: str | None = None,
 ) -> float | None:
     """Returns once no request is being answered or waits; None when the patience is over before that.
 
     last: how many of the last workers have to be quiet; None is all of them and the queue.
+    version: whose requests count, where the model has several; it is not the default one.
     Returns how many requests had arrived by then since TorchServe's start; if that grows, somebody came later.
     """
     deadline = time.monotonic() + patience.seconds
@@ -68,11 +73,12 @@ def wait_until_quiet(
     while True:
         model, after = describe(), read_snapshot(config)
         if model is None:
-            return after.total(ARRIVED)
+            return after.total(ARRIVED, version)
         workers = model.workers if last is None else model.workers[-last:]
         traffic = Traffic(model.pending_requests if last is None else 0, _running(after, workers))
-        if before and not traffic.requests and _is_still(before, after, workers):
-            return after.total(ARRIVED)
+        has_arrived = before and after.total(ARRIVED, version) != before.total(ARRIVED, version)
+        if before and not traffic.requests and not has_arrived and _is_still(before, after, workers):
+            return after.total(ARRIVED, version)
         left = deadline - time.monotonic()
         if left < 0 or patience.is_over():
             return None
@@ -87,9 +93,7 @@ def _counted(requests: int) -> str:
 
 
 def _is_still(before: Snapshot, after: Snapshot, workers: tuple[WorkerStatus, ...]) -> bool:
-    """Whether nothing has arrived or been computed in between: a worker reports a request only after its first step."""
-    if after.total(ARRIVED) != before.total(ARRIVED):
-        return False
+    """Whether nothing has been computed in between: a worker reports a request only after its first step."""
     ids = {worker.id for worker in workers if worker.is_ready}
     earlier = {process.pid: process.cpu_seconds for process in before.workers}
     allowed = IDLE_CPU_SHARE * (after.at - before.at)

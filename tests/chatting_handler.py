@@ -45,7 +45,8 @@ class ChattingHandler:
         return [self.answer(body, context, i) for i, body in enumerate(bodies)]
 
     def answer(self, body, context, i):
-        if context.get_all_request_header(i).get("url_path", "").endswith("models"):
+        headers = context.get_all_request_header(i)
+        if (headers.get("url_path") or headers.get("X-Api-Path", "")).endswith("models"):
             context.set_response_content_type(i, "application/json")
             return json.dumps({"object": "list", "data": [{"id": "chatting"}]})
         if REFUSE.with_name("fail_chats").exists():

@@ -158,7 +158,8 @@ class EchoHandler:
         return [self.answer(request.get("body") or {}, context, i) for i, request in enumerate(requests)]
 
     def answer(self, body, context, i):
-        path = context.get_all_request_header(i).get("url_path", "")
+        headers = context.get_all_request_header(i)
+        path = headers.get("url_path") or headers.get("X-Api-Path", "")
         if path.endswith("models"):
             context.set_response_content_type(i, "application/json")
             return json.dumps({"object": "list", "data": [{"id": "llamacpp"}]})

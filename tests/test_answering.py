@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +15,10 @@ import pytest
 
 from chat.answering import Answers, Snapshot
 from chat.messages import Message
-from chat.store import ChatStore
+from chat.store import WRITER_SECONDS, ChatStore
 from sampling_params import InvalidParameter
 from server.client import AnswerCut, Piece, RequestRefused, ServerUnreachable
+from server.process import PROJECT
 from serving import wait_until
 
 
@@ -119,6 +123,33 @@ def test_text_is_in_the_store_before_the_answer_has_ended(store: ChatStore, answ
     assert store.message(message.id).ended == ""
     go_on.set()
     ended(answers, message)
+
+
+def test_what_had_come_is_there_after_the_program_was_killed_and_can_be_continued(tmp_path: Path) -> None:
+    file = tmp_path / "chats.sqlite3"
+    script = (
+        "import sys; sys.path[:0] = sys.argv[2:]\n"
+        "from pathlib import Path\n"
+        "from test_answering import Answers, ChatStore, Piece, begin, until_closed\n"
+        "store = ChatStore(Path(sys.argv[1]))\n"
+        "print(begin(store, Answers(store), until_closed(Piece('half an answer'))).id, flush=True)\n"
+        "sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", script, str(file), str(PROJECT), str(PROJECT / "tests")]
+    program = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert program.stdout
+    message_id = int(program.stdout.readline())
+    now = time.time()
+    store = ChatStore(file, clock=lambda: now)
+    wait_until(lambda: store.message(message_id).text, what="the text in the file")
+
+    program.kill()
+    program.communicate()
+    now += 2 * WRITER_SECONDS
+
+    kept = store.message(message_id)
+    assert (kept.text, kept.ended) == ("half an answer", "cut")
+    assert "Continue it, or ask again." in kept.problem
 
 
 @pytest.mark.parametrize(

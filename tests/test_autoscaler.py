@@ -121,7 +121,7 @@ def test_it_outlives_the_program_that_switched_it_on(config: ServerConfig) -> No
     script = (
         "import sys, time; sys.path.insert(0, sys.argv[1])\n"
         "from scaling.switch import switch_on; from scaling.policy import Policy\n"
-        "from torchserve_process import ServerConfig\n"
+        "from server.process import ServerConfig\n"
         "switch_on(ServerConfig.load(sys.argv[2]), Policy()); print('on', flush=True); time.sleep(600)"
     )
     command = [sys.executable, "-c", script, str(PROJECT), str(config.path)]

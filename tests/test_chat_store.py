@@ -6,8 +6,10 @@ import random
 import sqlite3
 import string
 import threading
-import time
+import timeit
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -286,6 +288,11 @@ def test_search_shows_where(store: ChatStore) -> None:
     assert len(found.excerpt) < 100
 
 
+def quickest(act: Callable[[], object]) -> float:
+    """Seconds, the least of three: what another program does meanwhile is not ours."""
+    return min(timeit.repeat(act, number=1, repeat=3))
+
+
 def test_a_thousand_conversations_are_listed_and_searched_in_under_half_a_second(tmp_path: Path) -> None:
     store = ChatStore(tmp_path / "many.sqlite3")
     dice = random.Random(1)
@@ -300,12 +307,9 @@ def test_a_thousand_conversations_are_listed_and_searched_in_under_half_a_second
         store.add(Conversation(f"c{number}", f"Title {number}", {}, 49, number, number), messages)
 
     for wanted in ("", words[0], " ".join(words[1:3]), "title 77", "a", "zq", "betelgeuse"):
-        began = time.perf_counter()
-        store.latest(21, wanted)
-        assert time.perf_counter() - began < 0.5, wanted
-    began = time.perf_counter()
+        assert quickest(partial(store.latest, 21, wanted)) < 0.5, wanted
     assert len(store.tree("c500").path()) == 50
-    assert time.perf_counter() - began < 0.5
+    assert quickest(partial(store.tree, "c500")) < 0.5
 
 
 # --- the schema

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -18,6 +20,10 @@ from typing import Any
 import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
+
+from chat.store import ChatStore
+from server.process import MODEL_SERVER
+from serving import wait_until
 
 APP = Path(__file__).resolve().parent.parent / "client_app.py"
 RUN_SECONDS = 120
@@ -33,6 +39,7 @@ class Reply:
     is_cut: bool = False
     refusal: str = ""
     code: str | None = None
+    overload: bool = False  # TorchServe's own refusal when its queue is full
 
 
 class Server(ThreadingHTTPServer):
@@ -45,7 +52,12 @@ class Server(ThreadingHTTPServer):
         self.questions: list[tuple[str, dict[str, Any]]] = []
         self.replies: deque[Reply] = deque()
         self.has_model = True
+        self.chat_template = "model"
+        self.is_loaded = threading.Event()
+        self.is_loaded.set()
         self.keys: set[str | None] = set()
+        self.valid_key = ""  # "" takes any
+        self.key_file: Path | None = None
 
     def close(self) -> None:
         self.shutdown()
@@ -56,16 +68,26 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_OPTIONS(self) -> None:
-        self._describe()
+        if not self._refuses_key():
+            self._describe()
 
     def do_GET(self) -> None:
-        self._describe()
+        if self.path.startswith("/token?type=inference"):
+            self._renew()
+        elif not self._refuses_key():
+            self.server.is_loaded.wait(RUN_SECONDS)
+            self._describe()
 
     def do_POST(self) -> None:
+        if self._refuses_key():
+            return
         self.server.keys.add(self.headers["Authorization"])
         question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.questions.append((self.path.partition("/v1/")[2], question))
+        self.server.questions.append((self.headers["X-Api-Path"].removeprefix("v1/"), question))
         reply = self.server.replies.popleft() if self.server.replies else Reply()
+        if reply.overload:
+            self._send(503, {"code": 503, "type": "ServiceUnavailableException", "message": "Model has no worker"})
+            return
         if reply.refusal:
             error = {"message": reply.refusal, "type": "invalid_request_error", "param": "prompt", "code": reply.code}
             self._send(400, {"error": error})
@@ -77,14 +99,32 @@ class Handler(BaseHTTPRequestHandler):
             self._event({"choices": [{"delta": {"content": text}} if "messages" in question else {"text": text}]})
         if not reply.is_cut:
             ending = {"delta": {}, "text": "", "finish_reason": reply.finish_reason}
-            usage = {"prompt_tokens": 25, "completion_tokens": 5, "total_tokens": 30}
+            counts = {"prompt_tokens": 25, "completion_tokens": 5, "total_tokens": 30}
+            usage = {**counts, "prompt_tokens_details": {"cached_tokens": 20}}
             figures = {"usage": usage, "timings": {"predicted_per_second": 12.34}}
             self._event({"choices": [ending], **figures})
             self.wfile.write(b"data: [DONE]\n\n")
 
+    def _refuses_key(self) -> bool:
+        if not self.server.valid_key or self.headers["Authorization"] == f"Bearer {self.server.valid_key}":
+            return False
+        self._send(400, {"code": 400, "type": "InvalidKeyException", "message": "Token Authorization failed"})
+        return True
+
+    def _renew(self) -> None:
+        """As TorchServe does: with the API key, a new key goes into the key file."""
+        if self.headers["Authorization"] != "Bearer api-key":
+            self._send(400, {"code": 400, "type": "InvalidKeyException", "message": "Token Authorization failed"})
+            return
+        assert self.server.key_file
+        self.server.valid_key = "renewed-key"
+        write_keys(self.server.key_file, self.server.valid_key)
+        self._send(200, {})
+
     def _describe(self) -> None:
         if self.server.has_model:
-            model = {"id": "llamacpp", "object": "model", "meta": {"context_window": 4096}}
+            meta = {"context_window": 4096, "chat_template": self.server.chat_template}
+            model = {"id": "llamacpp", "object": "model", "meta": meta}
             self._send(200, {"object": "list", "data": [model]})
         else:
             self._send(404, {"code": 404, "type": "ModelNotFoundException", "message": "Model not found: llamacpp"})
@@ -116,8 +156,24 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     )
     monkeypatch.setenv("TS_CONFIG_FILE", str(config))
     yield server
+    server.is_loaded.set()
     server.close()
     thread.join()
+
+
+def write_keys(file: Path, inference_key: str) -> None:
+    file.write_text(json.dumps({"inference": {"key": inference_key}, "API": {"key": "api-key"}}))
+
+
+@pytest.fixture
+def key_file(server: Server, tmp_path: Path) -> Path:
+    """The server wants a key, and the one in this file has expired."""
+    config = tmp_path / "config.properties"
+    text = config.read_text().replace("authorization=true", "authorization=false")
+    config.write_text(f"{text}management_address=http://127.0.0.1:{server.server_port}\n")
+    server.valid_key, server.key_file = "another-key", tmp_path / "key_file.json"
+    write_keys(server.key_file, "expired-key")
+    return server.key_file
 
 
 def open_app(**settings: str) -> AppTest:
@@ -176,7 +232,7 @@ def test_answer_stands_under_its_question_with_its_figures(server: Server) -> No
     figures = last_answer(app).caption[0].value.split(" · ")
     assert figures[:2] == ["5 tokens", "12.3 tokens/s"]
     assert figures[2].startswith("first token after ")
-    assert figures[3] == "ended by itself"
+    assert figures[3:] == ["20 of 25 prompt tokens cached", "ended by itself"]
 
 
 def test_system_prompt_and_history_go_with_every_question(server: Server) -> None:
@@ -352,6 +408,80 @@ def test_page_says_when_a_model_has_been_registered(server: Server) -> None:
     assert app.chat_input(key="question").placeholder == "Your message"
 
 
+def test_page_says_that_the_model_is_loading_and_then_that_it_is_ready(server: Server) -> None:
+    server.is_loaded.clear()
+    app = open_app()
+    assert app.sidebar.info[0].value == "The model is loading. This page goes on by itself."
+
+    server.is_loaded.set()
+    wait_until(lambda: drawn(app.run()).sidebar.success, what="the page of a loaded model")
+
+
+def test_question_that_an_unregistered_model_never_answered_does_not_hold_up_the_next_model(server: Server) -> None:
+    server.is_loaded.clear()
+    app = open_app()
+    assert app.sidebar.info[0].value.startswith("The model is loading.")
+    server.has_model = False
+    assert drawn(app.run()).sidebar.warning[0].value.startswith("No model is registered.")
+
+    never, server.is_loaded = server.is_loaded, threading.Event()
+    server.is_loaded.set()
+    server.has_model = True
+    wait_until(lambda: drawn(app.run()).sidebar.success, what="the page of the other model")
+
+    assert not never.is_set()
+    never.set()
+
+
+def test_page_says_that_torchserve_is_starting(server: Server, tmp_path: Path) -> None:
+    server.close()
+    command = [sys.executable, "-c", "input()", MODEL_SERVER, "-f", str(tmp_path / "config.properties")]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE)  # it is there and does not answer yet
+    try:
+        app = open_app()
+    finally:
+        process.communicate()
+
+    assert app.sidebar.info[0].value == "TorchServe is starting. This page goes on by itself."
+
+
+def test_full_queue_is_told_with_the_next_step_and_the_question_is_kept(server: Server) -> None:
+    server.replies.append(Reply(overload=True))
+
+    app = ask(open_app(), "What is the closest star?")
+
+    assert "its queue is full: try again in a moment" in last_answer(app).error[0].value
+    press(app, "Try again")
+    assert last_answer(app).markdown[0].value == "It is Proxima Centauri."
+
+
+def test_expired_key_is_renewed_without_a_word(server: Server, key_file: Path) -> None:
+    app = ask(open_app(), "What is the closest star?")
+
+    assert not app.error and last_answer(app).markdown[0].value == "It is Proxima Centauri."
+    assert server.keys == {"Bearer renewed-key"}
+
+
+def test_key_refused_in_mid_conversation_is_renewed_and_the_question_answered(server: Server, key_file: Path) -> None:
+    app = ask(open_app(), "What is the closest star?")
+    server.valid_key = "of-a-restarted-server"
+
+    ask(app, "And now?")
+
+    assert not app.error and len(server.questions) == 2
+
+
+def test_key_that_stays_refused_is_told_with_what_to_do(server: Server, key_file: Path) -> None:
+    key_file.write_text(json.dumps({"inference": {"key": "of-another-server"}, "API": {"key": "also-refused"}}))
+
+    app = open_app()
+    assert "it does not answer or refuses this app's key" in app.sidebar.warning[0].value
+    ask(app, "What is the closest star?")
+
+    assert "TorchServe refused the key in key_file.json" in last_answer(app).error[0].value
+    assert "Stop it and start it again in the server app." in last_answer(app).error[0].value
+
+
 def test_clear_chat_history_leaves_only_the_greeting(server: Server) -> None:
     app = ask(open_app(), "What is the closest star?")
 
@@ -391,6 +521,25 @@ def test_conversation_in_the_address_is_there_after_a_restart_with_its_settings(
     assert again.slider(key="temperature").value == 0.3
     ask(again, "How far is it?")
     assert [message["role"] for message in server.questions[-1][1]["messages"]] == ["user", "assistant", "user"]
+
+
+def test_conversations_can_be_kept_in_a_file_of_ones_choice(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA2_CHAT_STORE", str(tmp_path / "elsewhere" / "chats.sqlite3"))
+
+    app = ask(open_app(), "What is the closest star?")
+
+    assert len(ChatStore(tmp_path / "elsewhere" / "chats.sqlite3").tree(address_of(app)).path()) == 2
+    assert not (tmp_path / "conversations.sqlite3").exists()
+
+
+def test_conversation_is_renamed_in_the_list(server: Server) -> None:
+    app = ask(open_app(), "What is the closest star?")
+
+    drawn(app.text_input(key=f"title_{address_of(app)}").set_value("Stars").run())
+
+    assert has_button(app, "**Stars**")
 
 
 def test_settings_of_the_address_win_over_those_of_the_conversation(server: Server) -> None:
@@ -476,6 +625,15 @@ def test_gauge_tells_what_is_used_of_the_window(server: Server) -> None:
     ask(app, "Hello")
 
     assert "Context: 30 of 4,096 tokens used, 4,066 available." in gauge_text(app)
+
+
+@pytest.mark.parametrize(("chat_template", "is_told"), [("model", False), ("raw", True)])
+def test_model_without_a_chat_template_is_told(server: Server, chat_template: str, is_told: bool) -> None:
+    server.chat_template = chat_template
+
+    captions = [caption.value for caption in open_app().caption]
+
+    assert any("This model has no chat template" in caption for caption in captions) is is_told
 
 
 def test_key_file_with_the_inference_key_alone_is_enough(server: Server, tmp_path: Path) -> None:

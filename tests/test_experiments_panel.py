@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,30 @@ def test_failed_experiment_says_why_shows_what_was_measured_and_brings_the_old_s
     )
     expect(page.get_by_text("Tokens per second", exact=True)).to_be_visible()
     assert served(chatting) == before
+
+
+def test_an_experiment_is_compared_with_an_earlier_one_in_charts_table_and_csv(
+    browser: Browser, chatting: ServerConfig, chatting_url: str
+) -> None:
+    shown = newest(chatting)
+    earlier = replace(shown, id="20200101-000000-000000", started=shown.started - timedelta(days=1))
+    records.save(chatting, earlier)
+    try:
+        page = open_page(browser, chatting_url)
+        page.get_by_role("combobox", name="Compare with").click()
+        page.get_by_role("option").first.click()
+        page.keyboard.press("Escape")  # closes the list, which hides the rest of the page from a reader
+
+        rows = page.get_by_test_id("stTable").locator("tbody tr")
+        expect(rows).to_have_count(2)
+        for record, row in zip((shown, earlier), rows.all(), strict=True):
+            expect(row).to_contain_text(f"{record.started.astimezone():%d %b %H:%M:%S}")
+        expect(page.get_by_text("Tokens per second by batch size")).to_be_visible()
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Download CSV").click()
+        assert len(Path(download.value.path()).read_text().splitlines()) == 1 + 2
+    finally:
+        records.delete(chatting, earlier.id)
 
 
 def test_what_a_killed_program_left_is_offered_and_put_back(

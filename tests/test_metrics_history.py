@@ -35,7 +35,7 @@ class FakeTorchServe(ThreadingHTTPServer):
         self.asked[path] += 1
         self.may_answer.wait()
         if self.is_refusing:
-            return 503, json.dumps({"code": 503, "type": "ServiceUnavailableException", "message": "no"})
+            return 500, json.dumps({"code": 500, "type": "InternalServerException", "message": "No metrics today."})
         if path == "/metrics":
             return 200, (
                 "# TYPE ts_inference_requests_total counter\n"
@@ -136,7 +136,7 @@ def test_a_server_that_does_not_tell_leaves_a_reason_and_the_points_so_far(
     history.poll()
     fake.is_refusing = True
     history.poll()
-    assert "refused to tell its metrics" in history.problem
+    assert history.problem == "No metrics today."
     assert len(history.points()) == 1
 
     fake.is_refusing = False

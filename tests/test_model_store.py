@@ -41,6 +41,7 @@ def test_archive_without_a_model_path_has_no_size(tmp_path: Path) -> None:
     archive = read_archive(config.model_store / "llamacpp.tar.gz")
 
     assert (archive.is_continuous, archive.model_path, archive.model_bytes) == (True, None, None)
+    assert archive.version == "1.0"
 
 
 def test_file_that_is_no_archive_is_named(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+import run_chatapp
+from experiments.background import CLOSE_SECONDS
 from server import process as torchserve_process
 from server.process import PROJECT, find_server, is_listening
 from serving import make_home, wait_until
@@ -79,6 +81,10 @@ def test_chat_starts_everything_and_stops_it_on_ctrl_c(demo_store: Path, tmp_pat
     finally:
         process.kill()
         torchserve_process.stop(config)
+
+
+def test_an_app_is_given_the_time_that_its_experiment_may_take_to_put_the_settings_back() -> None:
+    assert run_chatapp.APP_STOP_SECONDS > CLOSE_SECONDS
 
 
 def test_a_server_that_was_already_there_is_used_and_left_running(demo_store: Path, tmp_path: Path) -> None:

@@ -382,7 +382,7 @@ def test_logs_hold_requests_but_no_key(server: ServerConfig, one: ManagementClie
     answer_of(server)
     logs = "".join(file.read_text() for file in Path(server.logs).glob("*.log"))
 
-    assert "POST /predictions/llamacpp/1.0/v1/completions" in logs
+    assert "POST /predictions/llamacpp" in logs
     assert not [entry["key"] for entry in keys_in(server).values() if entry["key"] in logs]
 
 
