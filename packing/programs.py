@@ -36,7 +36,7 @@ def run(
     fraction_of: how much is done, for a line of its stderr that tells; `label` stands before that. `advice` is what to
     do next beside making room, or, unless `is_about_room`, instead. The program ends when we do, however that happens.
     """
-    with _started(program, environment) as process:
+    with started(program, **environment) as process:
         assert process.stderr is not None
         reason = _follow(process.stderr, Progress(label), fraction_of)
         status = process.wait()
@@ -56,8 +56,11 @@ def run_pip(purpose: str, *arguments: str, folder: Path) -> None:
 
 
 @contextmanager
-def _started(program: Sequence[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """In a session of its own, so that whatever it has started ends together with it when we are told to stop."""
+def started(program: Sequence[str], **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A script or `-m module` at work, with stderr as a pipe; it is ended where the block does not end as it should.
+
+    It has a session of its own, so that whatever it has started ends together with it.
+    """
     reading, writing = os.pipe()
     try:
         process = subprocess.Popen(

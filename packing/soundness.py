@@ -1,9 +1,12 @@
 """A program of its own: is a GGUF file sound, and how much worse does it predict a text than the one it was made of?
 
-    python -m packing.soundness <made> <source> <type>
+    python -m packing.soundness <source> <result>
+    python -m packing.soundness <made> <source> <type> <result>
 
-Prints one line with size, type and perplexity; ends with a sentence on stderr if the file is broken. It must have the
-source's tensors, in types that belong to `type`, load, hold no NaN, and read the text nearly as well as the source.
+The second prints one line with size, type and perplexity; it ends with a sentence on stderr if the file is broken: it
+must have the source's tensors, in types that belong to `type`, load, hold no NaN, and read the text nearly as well. The
+first is a head start: it reads the text with the source, in time that nobody else wants, and leaves the perplexity in
+the file `result`.
 
 Not covered: whether the source itself is any good. Where it only guesses, the perplexities are not judged, and the line
 says so.
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -35,16 +39,15 @@ class Unsound(Exception):
     """What is wrong with the file, as a part of a sentence."""
 
 
-def examine(made: Path, source: Path, quantization: str) -> str:
-    """The line that describes a sound file; raises Unsound."""
-    head = read_head(made)
+def examine(made: Path, source: Path, quantization: str, source_perplexity: float | None = None) -> str:
+    """The line that describes a sound file; raises Unsound. source_perplexity: None if not measured yet."""
+    head, text = read_head(made), TEXT.read_bytes()
     _compare(head, read_head(source), quantization)
-    n_tokens = _tokens_to_read(head)
-    text = TEXT.read_bytes()
-    perplexity, n_read, n_vocab = measure(made, text, n_tokens, checks_weights=True)
-    before = perplexity if made.samefile(source) else measure(source, text, n_tokens, checks_weights=False)[0]
-    ratio, worst = perplexity / before, QUANTIZATIONS[quantization].worst_ratio
-    is_guessing = before > n_vocab / 2
+    perplexity, n_read, n_vocab = measure(made, text, tokens_to_read(head), checks_weights=True)
+    if source_perplexity is None:
+        source_perplexity = measure(source, text, n_read, checks_weights=False)[0]
+    ratio, worst = perplexity / source_perplexity, QUANTIZATIONS[quantization].worst_ratio
+    is_guessing = source_perplexity > n_vocab / 2
     if ratio > worst and not is_guessing:
         raise Unsound(f"its perplexity is {ratio:,.2f} times that of {source.name}, where {worst} is the most")
     size = f"{made.stat().st_size / 1e9:.2f} GB"
@@ -71,7 +74,7 @@ def shapes(head: GgufHead) -> dict[str, tuple[int, ...]]:
     return {name: tensor.shape for name, tensor in head.tensors.items()}
 
 
-def _tokens_to_read(head: GgufHead) -> int:
+def tokens_to_read(head: GgufHead) -> int:
     n_weights = sum(tensor.n_elements for tensor in head.tensors.values())
     return int(min(max(OPERATIONS / (2 * n_weights), MIN_TOKENS), MAX_TOKENS))
 
@@ -142,9 +145,21 @@ def _log_probabilities(model: object, tokens: list[int], n_vocab: int) -> Iterab
         llama_cpp.llama_free(context)
 
 
+def _get_ahead(source: Path, result: Path) -> None:
+    os.nice(19)
+    perplexity, _, _ = measure(source, TEXT.read_bytes(), tokens_to_read(read_head(source)), checks_weights=False)
+    result.write_text(repr(perplexity))
+
+
 def main() -> None:
+    *files, result = sys.argv[1:]
     try:
-        print(examine(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]), flush=True)
+        if len(files) == 1:
+            _get_ahead(Path(files[0]), Path(result))
+        else:
+            made, source, quantization = files
+            known = float(Path(result).read_text()) if Path(result).is_file() else None
+            print(examine(Path(made), Path(source), quantization, known), flush=True)
     except (Unsound, BrokenGguf) as problem:
         sys.exit(str(problem))
 

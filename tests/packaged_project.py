@@ -90,6 +90,8 @@ with open(target, "wb") as made, open(source, "rb") as file:
 print("quantized 1", file=sys.stderr)
 """
 FAKE_SOUNDNESS = f"""{FAKE_STEP}
+if len(sys.argv) == 3:
+    sys.exit()
 reach("checking")
 if "FAKE_UNSOUND" in os.environ:
     sys.exit("its perplexity is 812.00 times that of f16.gguf, where 1.25 is the most")

@@ -126,12 +126,13 @@ def test_a_real_servers_tokens_and_processes_are_the_true_ones(server: ServerCon
     before = read_snapshot(server)
     usage = post(server, chat_body("Count to ten.", max_tokens=20, ignore_eos=True), CHAT_PATH).json()["usage"]
 
-    def counted() -> Snapshot | None:  # TorchServe reads the worker's lines one after the other
+    def after_all_lines() -> Snapshot | None:  # TorchServe reads the worker's lines one after the other
         now = read_snapshot(server)
         is_all = increase(before, now, f"{FIRST_TOKEN}_count") == 1 and increase(before, now, TOKENS) >= 20
         return now if is_all else None
 
-    after = wait_until(counted, what="the answer to be counted")
+    after = wait_until(after_all_lines, what="the answer to be counted")
+    assert after
     assert increase(before, after, TOKENS) == usage["completion_tokens"] == 20
     assert increase(before, after, "llamacpp_prompt_tokens_total") == usage["prompt_tokens"]
     assert increase(before, after, ARRIVED) == 1
