@@ -47,10 +47,12 @@ def bench_engine(engine: Engine, streams: int, round_number: int) -> float:
     return rate
 
 
-def bench_tool(tool: Path, model: Path, streams: int, threads: int) -> float:
-    """llama-batched-bench's figure for the same: its last table row, column S_TG."""
-    sizes = ["-npp", str(PROMPT_TOKENS), "-ntg", str(GENERATED_TOKENS), "-npl", str(streams)]
-    command = [tool, "-m", model, "-c", str(streams * 512), "-t", str(threads), *sizes]
+def bench_tool(
+    tool: Path, model: Path, streams: int, threads: int, prompt: int = PROMPT_TOKENS, generated: int = GENERATED_TOKENS
+) -> float:
+    """llama-batched-bench's figure for so many tokens of each stream: its last table row, column S_TG."""
+    sizes = ["-npp", str(prompt), "-ntg", str(generated), "-npl", str(streams)]
+    command = [tool, "-m", model, "-c", str(streams * (prompt + generated)), "-t", str(threads), *sizes]
     run = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True)
     row = [line for line in run.stdout.splitlines() if line.startswith("|")][-1]
     return float(row.split("|")[8])
