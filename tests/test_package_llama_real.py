@@ -10,8 +10,11 @@ from pathlib import Path
 import llama_cpp
 import pytest
 
+from load_test import run_load, torchserve_target
 from packaged_project import BASH, IN_ARCHIVE, PROJECT, SOURCED, SOURCED_BASH, Project
 from packing.gguf_file import read_head
+from server.management import ManagementClient, ServingSettings
+from serving import make_home, running_server
 from synthetic_llama import N_VOCAB, WIDTH, llama_2_7b_tensors, write_snapshot
 
 pytest_plugins = ["packaging_fixtures"]
@@ -66,10 +69,8 @@ def test_a_real_snapshot_becomes_a_model_that_llama_cpp_runs(real_project: Proje
     assert model.create_completion("Licensor", max_tokens=4)["usage"]["completion_tokens"] > 0
 
 
-def test_two_layers_of_llama_2_7b_at_full_width_are_packaged_and_generate(
-    real_project: Project, tmp_path: Path
-) -> None:
-    """The whole model with its 32 layers: benchmarks/bench_packaging.py."""
+def test_two_layers_of_llama_2_7b_at_full_width_are_packaged_and_served(real_project: Project, tmp_path: Path) -> None:
+    """The whole model with its 32 layers: benchmarks/bench_packaging.py and bench_served.py."""
     snapshot = write_snapshot(tmp_path / "Llama-2-7b-2-layers", n_layers=2, shard_bytes=700_000_000)
     assert len(list(snapshot.glob("model-*-of-00002.safetensors"))) == 2
 
@@ -85,9 +86,16 @@ def test_two_layers_of_llama_2_7b_at_full_width_are_packaged_and_generate(
     weights = [tensor for tensor in llama_2_7b_tensors(2) if tensor.kind == "F16"]
     assert sorted(tensor.shape for tensor in head.tensors.values()) == sorted(each.shape[::-1] for each in weights)
     assert [head.metadata[f"llama.{name}"] for name in ("block_count", "embedding_length")] == [2, WIDTH]
-    model = llama_cpp.Llama(str(gguf), n_ctx=128, verbose=False)
-    assert model.n_vocab() == N_VOCAB
-    assert model.create_completion("Licensor shall", max_tokens=4)["usage"]["completion_tokens"] == 4
+    assert llama_cpp.Llama(str(gguf), vocab_only=True, verbose=False).n_vocab() == N_VOCAB
+
+    questions = [
+        {"messages": [{"role": "user", "content": f"Licensor {number}"}], "max_tokens": 8, "ignore_eos": True}
+        for number in range(4)
+    ]
+    with running_server(make_home(tmp_path / "home", model_store=real_project.root / "model_store")) as config:
+        ManagementClient(config).register(ServingSettings(batch_size=4, max_batch_delay_ms=0, workers=1))
+        samples = run_load(torchserve_target(config), questions, clients=4).samples
+    assert [(sample.error, sample.completion_tokens) for sample in samples] == [(None, 8)] * 4
     gguf.unlink()
 
 
