@@ -30,7 +30,7 @@ from server.management import ManagementClient  # noqa: E402
 from server.process import ServerConfig  # noqa: E402
 from server.status import ModelStatus  # noqa: E402
 
-PROMPT_WORDS = 32
+PROMPT_TOKENS = 32  # of the demo model; the vocabulary of a synthetic 7B makes about four times as many
 ANSWER_TOKENS = 128
 
 
@@ -51,7 +51,7 @@ def bench_served(target: Target, streams: int, round_number: int) -> Window:
 
     Counts pieces, so it is for models that take longer for a step than a time slice: each piece is a token then.
     """
-    messages = question(text(PROMPT_WORDS, round_number))
+    messages = question(text(PROMPT_TOKENS, round_number))
     bodies = [body(messages, number, ANSWER_TOKENS) for number in range(streams)]
     samples = run_load(target, bodies, clients=streams).samples
     errors = [sample.error for sample in samples if sample.error]
