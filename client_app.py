@@ -14,17 +14,19 @@ from itertools import zip_longest
 from pathlib import Path
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-from chat.answer_panel import Place, draw_answer, draw_branches, follow, icon_button, wish
+from chat.answer_panel import Place, draw_answer, draw_branches, follow, icon_button
 from chat.answering import Answers
 from chat.context import Gauge, gauge, left_out
 from chat.conversations_panel import PARAMETER, delete, draw_conversations, draw_new_and_undo
-from chat.messages import Conversation, Message, Tree
+from chat.messages import Conversation, Message, Tree, new_id
 from chat.openai_client import OpenAIClient
 from chat.parallel_panel import draw_group
 from chat.settings_panel import draw_server_choice, draw_settings, recall
 from chat.store import ChatStore, StoreError
 from chat.turns import Chat, ChatServer
+from chat.wishes import NEW, Wish, session_wishes, wish
 from server.client import InferenceClient
 from server.process import ServerConfig, TorchServeError
 
@@ -76,56 +78,105 @@ def spare_the_garbage_collector() -> None:
 
 
 def find_conversation() -> Conversation | None:
-    """The one in the URL, with its own settings when it is new to this tab."""
-    conversation_id = st.session_state.pop("to_open", None) or st.query_params.get(PARAMETER)
-    conversation = store.get(conversation_id) if conversation_id else None
-    if conversation and st.session_state.get("opened") != conversation.id:
+    """The one to show, or else the one in the URL, with its own settings when it is new to this tab."""
+    in_url = st.query_params.get(PARAMETER, NEW)
+    if wishes.to_show == in_url or has_gone_back():
+        wishes.to_show = None
+    wanted = in_url if wishes.to_show is None else wishes.to_show
+    conversation = store.get(wanted)
+    if conversation and st.session_state.get("opened") != wanted:
         in_address = st.query_params.to_dict()
         recall({name: value for name, value in conversation.settings.items() if name not in in_address})
-        st.query_params[PARAMETER] = conversation.id
-    st.session_state.opened = conversation.id if conversation else None
+    if wanted != in_url:
+        put_into_url(wanted)
+    st.session_state.opened = wanted
     return conversation
 
 
-def perform(action: str, *arguments: int | str) -> None:
-    """What a button of the previous run wished for, with the settings of this one."""
-    if action == "stop":
-        chat.stop([int(argument) for argument in arguments])
-        return
-    message = store.message(int(arguments[0]))
-    assert conversation is not None, "every wish is about a message of a conversation"
+def has_gone_back() -> bool:
+    """Whether the browser's own back or forward began this run: Streamlit 1.67 has no public name for that."""
+    context = get_script_run_ctx()
+    return context is not None and context.is_history_navigation
+
+
+def put_into_url(conversation_id: str) -> None:
+    if conversation_id == NEW:
+        st.query_params.pop(PARAMETER, None)
+    else:
+        st.query_params[PARAMETER] = conversation_id
+
+
+def note_question() -> None:
+    """Callback. A new conversation has its id from now on: what is clicked next may be meant for it, or lead away."""
+    conversation_id = st.session_state.opened if wishes.to_show is None else wishes.to_show
+    if conversation_id == NEW:
+        conversation_id = wishes.to_show = new_id()
+    wish("ask", st.session_state.question, conversation_id)
+    st.session_state.opened = conversation_id
+
+
+def grant_wishes() -> None:
+    """Does what was asked for, in order. From taking a wish to its end there is no Streamlit call (chat/wishes.py)."""
+    while wishes.waiting:
+        taken = wishes.waiting.popleft()
+        try:
+            grant(taken)
+        except StoreError as error:
+            st.error(str(error), icon=":material/error:")
+            if taken.action == "ask":  # what was typed must not be lost
+                st.code(taken.arguments[0], language=None, wrap_lines=True)
+            st.stop()
+    if wishes.to_show and wishes.to_show != st.session_state.opened:
+        put_into_url(wishes.to_show)
+        st.session_state.opened = wishes.to_show
+
+
+def grant(taken: Wish) -> None:
+    if taken.action == "ask":
+        ask(*taken.arguments)
+    elif taken.action == "stop":
+        chat.stop(taken.arguments)
+    else:
+        conversation = store.conversation_of(taken.arguments[0])
+        if conversation:  # else another tab has deleted it: the page says so
+            change(conversation.id, taken.action, *taken.arguments)
+
+
+def ask(question: str, conversation_id: str) -> None:
+    """Asks in this conversation, which begins with it if there is none of this id."""
+    if store.get(conversation_id) is None:
+        begun = store.create(settings.kept, conversation_id)
+        if wishes.to_show in (None, conversation_id):
+            wishes.to_show = begun
+        conversation_id = begun
+    chat.ask(conversation_id, question, settings)
+
+
+def change(conversation_id: str, action: str, message_id: int, text: str = "") -> None:
+    message = answers.with_unkept(store.message(message_id))
     if action == "show":
         store.show(message.id)
     elif action == "again":
-        chat.answer_again(conversation.id, message, settings)
+        chat.answer_again(conversation_id, message, settings)
     elif action == "continue":
-        chat.go_on(conversation.id, message, settings)
+        chat.go_on(conversation_id, message, settings)
     elif action == "leave out":
-        chat.leave_out_oldest(conversation.id, message, settings)
+        chat.leave_out_oldest(conversation_id, message, settings)
     elif action == "send all":
-        chat.send_all(conversation.id)
-    elif action == "edit":
-        st.session_state.editing = message.id
+        chat.send_all(conversation_id)
     elif action == "resend":
-        st.session_state.editing = None
-        chat.ask_instead(conversation.id, message.id, str(arguments[1]), settings)
+        chat.ask_instead(conversation_id, message.id, text, settings)
     elif action == "anew":
         assert message.parent_id is not None
-        ask(store.message(message.parent_id).text, None)
+        wishes.to_show = new_id()
+        ask(store.message(message.parent_id).text, wishes.to_show)
 
 
 def clear_chat_history() -> None:
     """Callback: the conversation goes as if it were deleted, so that it can be brought back."""
-    conversation = store.get(st.session_state.opened) if st.session_state.opened else None
+    conversation = store.get(st.session_state.opened)
     if conversation:
         delete(conversation, store)
-
-
-def ask(question: str, conversation: Conversation | None) -> None:
-    """Asks in this conversation, or in a new one, which is then the one in the URL."""
-    conversation_id = conversation.id if conversation else store.create(settings.kept)
-    chat.ask(conversation_id, question, settings)
-    st.query_params[PARAMETER] = st.session_state.opened = conversation_id
 
 
 def draw_question(message: Message, tree: Tree) -> None:
@@ -138,23 +189,30 @@ def draw_question(message: Message, tree: Tree) -> None:
     else:
         with shown.container(horizontal=True, vertical_alignment="center", gap="xsmall", wrap=False):
             st.text(message.text, width="stretch")
-            icon_button("edit", "edit", "Edit and send again", message, "edit", message.id)
+            key, icon, about = f"edit_{message.id}", ":material/edit:", "Edit and send again"
+            st.button("", key, about, edit, (message.id,), type="tertiary", icon=icon)
             draw_branches(message, tree)
     if message.is_left_out:
         note.caption(NOT_SENT)
 
 
 def draw_editor(message: Message) -> None:
-    text = st.text_area("Question", message.text, key=f"edit_{message.id}", label_visibility="collapsed")
+    text = st.text_area("Question", message.text, key=f"edited_{message.id}", label_visibility="collapsed")
     with st.container(horizontal=True, gap="small"):
         key = f"resend_{message.id}"
         st.button("Send", key=key, type="primary", on_click=resend, args=(message.id,), disabled=not text.strip())
-        st.button("Cancel", key=f"cancel_{message.id}", on_click=lambda: st.session_state.pop("editing"))
+        st.button("Cancel", key=f"cancel_{message.id}", on_click=edit, args=(None,))
 
 
 def resend(message_id: int) -> None:
     """Callback: the text area's text at that moment."""
-    wish("resend", message_id, st.session_state[f"edit_{message_id}"])
+    wish("resend", message_id, st.session_state[f"edited_{message_id}"])
+    edit(None)
+
+
+def edit(message_id: int | None) -> None:
+    """Callback."""
+    st.session_state.editing = message_id
 
 
 def draw_conversation(tree: Tree) -> list[Place]:
@@ -184,7 +242,7 @@ def draw_answers(message: Message, tree: Tree, is_last: bool) -> list[Place]:
     group = tree.group(message)
     if is_last and len(group) > 1:
         st.set_page_config(layout="wide")
-        places, st.session_state.total = draw_group(group, prompt, tree)
+        places, st.session_state.draw_total = draw_group(group, prompt, tree)
         st.empty()
         return places
     place = draw_answer(message, prompt, tree, is_last)
@@ -232,6 +290,7 @@ try:
 except (TorchServeError, StoreError) as error:
     st.error(str(error), icon=":material/error:")
     st.stop()
+wishes = session_wishes()
 conversation = find_conversation()
 
 with st.sidebar:
@@ -251,23 +310,15 @@ chat = Chat(store, answers, server)
 with state_place:
     show_state(sentence, state)
 
-question = st.chat_input(hint, key="question")  # in the main body: only then the page scrolls along
+grant_wishes()
+st.chat_input(hint, key="question", on_submit=note_question)  # in the main body: only then the page scrolls along
 gauge_place = st.bottom.container()
-if question:
-    try:
-        ask(question, conversation)
-    except StoreError as error:  # what was typed must not be lost
-        st.error(str(error), icon=":material/error:")
-        st.code(question, language=None, wrap_lines=True)
-        st.stop()
-elif "wish" in st.session_state:
-    perform(*st.session_state.pop("wish"))
-conversation = store.get(st.session_state.opened) if st.session_state.opened else None
+conversation = store.get(st.session_state.opened)
 revision = store.revision()
 with conversations_tab:
     draw_conversations(store, conversation)
 
-tree = store.tree(conversation.id) if conversation else Tree([], None)
+tree = store.tree(conversation.id).map(answers.with_unkept) if conversation else Tree([], None)
 with gauge_place:
     draw_gauge(gauge(tree.path(), settings.system_prompt, server.context_window))
     if not server.has_chat_template:
@@ -275,10 +326,10 @@ with gauge_place:
 st.chat_message("assistant").write(GREETING)
 if conversation is None and PARAMETER in st.query_params:
     st.info("This conversation is not here: it was deleted, or is in another file. A question begins a new one.")
-st.session_state.total = None
+st.session_state.draw_total = None
 places = draw_conversation(tree)
 with st.sidebar:
     watch(state, revision, time.monotonic())
 if places:
-    follow(answers, places, st.session_state.total)
+    follow(answers, places, lambda: store.revision() != revision, st.session_state.draw_total)
     st.rerun()

@@ -1,12 +1,9 @@
-"""The assistant's side of a conversation: an answer with its figures and buttons, and following it while it is written.
-
-A button only notes a wish; the page's body performs it, with the settings that are in force then.
-"""
+"""The assistant's side of a conversation: an answer with its figures and buttons, followed while it is written."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +14,11 @@ from chat.answering import Answers, Snapshot, tokens_of
 from chat.context import left_out
 from chat.markdown_text import is_right_to_left, text_as_markdown, with_direction
 from chat.messages import Message, Tree
+from chat.wishes import wish
 from copy_panel import draw_copy_button
 
 TICK_SECONDS = 0.1  # Streamlit honours a click only when the script touches the page
+NEWS_SECONDS = 0.5  # between two looks at what other tabs have done, while an answer is followed
 ENDINGS = {
     "stop": "ended by itself",
     "length": "length limit reached",
@@ -57,11 +56,6 @@ class Place:
         if words != self._words:
             self.caption.caption(words)
         self.now, self._text, self._words = now, text, words
-
-
-def wish(action: str, *arguments: Any) -> None:
-    """Callback: the body of the run that follows does it."""
-    st.session_state.wish = (action, *arguments)
 
 
 def draw_text(place: DeltaGenerator, text: str) -> None:
@@ -164,15 +158,27 @@ def counts_of(now: Snapshot) -> list[str]:
     return parts
 
 
-def follow(answers: Answers, places: Sequence[Place], total: DeltaGenerator | None = None) -> None:
-    """Draws these answers as they grow, until all have ended. Leaving it (a click, a reload) leaves them alone."""
-    version = -1
-    while not all(place.now.ended for place in places):
+def follow(
+    answers: Answers,
+    places: Sequence[Place],
+    is_outdated: Callable[[], bool],
+    draw_total: Callable[[Sequence[Snapshot]], object] | None = None,
+) -> None:
+    """Draws these answers as they grow, until one has ended or the page `is_outdated`: then it must be drawn anew.
+
+    Leaving it (a click, a reload) leaves the answers alone.
+    """
+    version, looks_at = -1, time.monotonic() + NEWS_SECONDS
+    while not any(place.now.ended for place in places):
         version = answers.wait(version, TICK_SECONDS)
         for place in places:
             place.draw(answers.look(place.message))
-        if total is not None:
-            total.caption(total_of([place.now for place in places]))
+        if draw_total is not None:
+            draw_total([place.now for place in places])
+        if time.monotonic() > looks_at:
+            if is_outdated():
+                return
+            looks_at = time.monotonic() + NEWS_SECONDS
 
 
 def total_of(group: Sequence[Snapshot]) -> str:

@@ -148,6 +148,14 @@ class Answers:
             return live.now
         return Snapshot.of(message if message.ended else self._store.message(message.id))
 
+    def with_unkept(self, message: Message) -> Message:
+        """The message; if its answer has ended here and the store could not keep it, with what it should have kept."""
+        live = self._live.get(message.id)
+        if live is None or not live.has_ended.is_set():
+            return message
+        now = live.now
+        return replace(message, text=now.text, ended=now.ended, problem=now.problem, figures=now.figures)
+
     def wait(self, version: int, seconds: float) -> int:
         """The number of changes of all answers of this process: as soon as it is not `version`, or after `seconds`."""
         with self._news:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import streamlit as st
 
@@ -14,6 +15,7 @@ from chat.export import ImportFailed, as_markdown, export_json, import_json
 from chat.messages import Conversation, Found
 from chat.settings_panel import recall
 from chat.store import ChatStore
+from chat.wishes import NEW, session_wishes
 
 PARAMETER = "conversation"  # in the URL
 LISTED = 20  # conversations, and so many more each time
@@ -21,12 +23,17 @@ SHOWN_LENGTH = 30  # characters of a title: one line of the sidebar
 DAY = 24 * 3600.0
 
 
-def open_conversation(conversation_id: str | None, store: ChatStore) -> None:
-    """Callback: this conversation, with its own settings; None for a new one, with the settings as they are."""
-    if conversation_id is None:
-        st.query_params.pop(PARAMETER, None)
-        return
-    st.query_params[PARAMETER] = conversation_id
+@dataclass(slots=True)
+class Imports:
+    """Of this session: how many, as another key empties the uploader, and what was wrong with the last one."""
+
+    number: int = 0
+    problem: str = ""
+
+
+def open_conversation(conversation_id: str, store: ChatStore) -> None:
+    """Callback: this conversation, with its own settings; NEW for a new one, with the settings as they are."""
+    session_wishes().to_show = conversation_id
     conversation = store.get(conversation_id)
     if conversation:
         recall(conversation.settings)
@@ -38,7 +45,7 @@ def delete(conversation: Conversation, store: ChatStore) -> None:
         store.want_stop(message.id)
     store.delete(conversation.id)
     st.session_state.deleted = conversation
-    open_conversation(None, store)
+    open_conversation(NEW, store)
 
 
 def undelete(conversation: Conversation, store: ChatStore) -> None:
@@ -48,7 +55,7 @@ def undelete(conversation: Conversation, store: ChatStore) -> None:
 
 
 def draw_new_and_undo(store: ChatStore) -> None:
-    st.button("New chat", key="new_chat", icon=":material/add:", on_click=open_conversation, args=(None, store))
+    st.button("New chat", key="new_chat", icon=":material/add:", on_click=open_conversation, args=(NEW, store))
     place = st.empty()  # always there: what is below it must not move, or its tabs would begin anew
     deleted: Conversation | None = st.session_state.get("deleted")
     if deleted:
@@ -112,22 +119,20 @@ def _draw_entry(store: ChatStore, entry: Found, is_open: bool) -> None:
 
 
 def _draw_import(store: ChatStore) -> None:
+    wishes = session_wishes()
+    imports: Imports = st.session_state.setdefault("imports", Imports())
     with st.expander("Import"):
-        number = st.session_state.setdefault("imports", 0)  # another key empties the uploader
-        file = st.file_uploader("JSON made by Export", type="json", key=f"import_{number}")
-        if st.session_state.get("import_problem"):
-            st.error(st.session_state.import_problem)
+        file = st.file_uploader("JSON made by Export", type="json", key=f"import_{imports.number}")
+        if imports.problem:
+            st.error(imports.problem)
     if file is None:
         return
+    imports.number += 1  # first of all, and no Streamlit call below: a click that ends this run imports nothing twice
     try:
-        ids = import_json(store, file.getvalue())
-        st.session_state.import_problem = ""
+        wishes.to_show = next(iter(import_json(store, file.getvalue())), None)
+        imports.problem = ""
     except ImportFailed as error:
-        ids = []
-        st.session_state.import_problem = str(error)
-    st.session_state.imports += 1
-    if ids:
-        st.session_state.to_open = ids[0]
+        imports.problem = str(error)
     st.rerun()
 
 

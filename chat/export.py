@@ -6,13 +6,12 @@ Knows the store and nothing of pages. An imported conversation is always a new o
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
 
-from chat.messages import Conversation, Message
+from chat.messages import Conversation, Message, new_id
 from chat.store import ChatStore
 
 FORMAT = "llama-2-chatbot"
@@ -79,7 +78,7 @@ def _read_conversation(entry: dict[str, Any]) -> tuple[Conversation, list[Messag
     if leaf is not None and leaf not in messages:
         raise ValueError(f"there is no message {leaf}")
     conversation = Conversation(
-        id=secrets.token_urlsafe(6),
+        id=new_id(),
         title=_of_type(entry["title"], str),
         settings=_of_type(entry["settings"], dict),
         leaf_id=leaf,

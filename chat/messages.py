@@ -6,7 +6,8 @@ shown. Knows nothing of files, servers and pages.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import secrets
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +69,9 @@ class Tree:
         for message in messages:
             self._children.setdefault(message.parent_id, []).append(message.id)
 
+    def map(self, change: Callable[[Message], Message]) -> Tree:
+        return Tree([change(message) for message in self.messages.values()], self.leaf_id)
+
     def path(self, leaf_id: int | None = None) -> list[Message]:
         """From the first message to `leaf_id`, or to the leaf of the branch that is shown."""
         path = []
@@ -94,6 +98,11 @@ class Tree:
             if message.parent_id in below:
                 below.add(message.id)
         return max(below)  # nothing follows it: a message is younger than the one it follows
+
+
+def new_id() -> str:
+    """Of a conversation, or of the answers to one simultaneous question; nobody can guess it."""
+    return secrets.token_urlsafe(6)
 
 
 def title_from(question: str) -> str:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import streamlit as st
-from streamlit.delta_generator import DeltaGenerator
 
-from chat.answer_panel import Place, draw_answer, icon_button, total_of, wish
+from chat.answer_panel import Place, draw_answer, icon_button, total_of
 from chat.answering import Snapshot
 from chat.messages import Message, Tree
+from chat.wishes import wish
+
+DrawTotal = Callable[[Sequence[Snapshot]], None]
 
 IN_A_ROW = 4
 MOST = 8
 
 
-def draw_group(group: Sequence[Message], prompt: str, tree: Tree) -> tuple[list[Place], DeltaGenerator]:
-    """All of them in columns; returns the places of those being written, and the place of the total."""
+def draw_group(group: Sequence[Message], prompt: str, tree: Tree) -> tuple[list[Place], DrawTotal]:
+    """All of them in columns; returns the places of those being written, and what draws the total with their news."""
     total, stop_all = st.empty(), st.empty()
-    total.caption(total_of([Snapshot.of(message) for message in group]))
+    ended = [Snapshot.of(message) for message in group if message.ended]
+
+    def draw_total(written: Sequence[Snapshot]) -> None:
+        total.caption(total_of([*ended, *written]))
+
+    draw_total([Snapshot.of(message) for message in group if not message.ended])
     if not all(message.ended for message in group):
         ids = [message.id for message in group if not message.ended]
         stop_all.button("Stop all", key="stop_all", icon=":material/stop_circle:", on_click=wish, args=("stop", *ids))
@@ -31,7 +38,7 @@ def draw_group(group: Sequence[Message], prompt: str, tree: Tree) -> tuple[list[
         for column, message in zip(st.columns(min(IN_A_ROW, len(group))), row, strict=False):
             with column, st.container(border=True):
                 places += _draw_one(message, prompt, tree, number=group.index(message) + 1)
-    return places, total
+    return places, draw_total
 
 
 def _draw_one(message: Message, prompt: str, tree: Tree, number: int) -> list[Place]:

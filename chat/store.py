@@ -9,7 +9,6 @@ Knows nothing of servers and pages.
 from __future__ import annotations
 
 import json
-import secrets
 import sqlite3
 import threading
 import time
@@ -18,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from chat.messages import TITLE_LENGTH, Conversation, Found, Message, Tree, title_from
+from chat.messages import TITLE_LENGTH, Conversation, Found, Message, Tree, new_id, title_from
 from chat.schema import NewerSchema, migrate
 
 WRITER_SECONDS = 5.0  # an answer that nobody has written to for so long has lost its writer
@@ -62,10 +61,12 @@ class ChatStore:
 
     # --- conversations
 
-    def create(self, settings: dict[str, Any]) -> str:
-        """A new conversation without a title; returns its id."""
-        conversation_id, now = secrets.token_urlsafe(6), self._clock()
+    def create(self, settings: dict[str, Any], wanted_id: str = "") -> str:
+        """A new conversation without a title; returns its id: another one than wanted if that has been deleted."""
+        now = self._clock()
         with self._transaction() as database:
+            is_taken = database.execute("SELECT 1 FROM conversations WHERE id = ?", (wanted_id,)).fetchone()
+            conversation_id = new_id() if is_taken or not wanted_id else wanted_id
             database.execute(
                 "INSERT INTO conversations (id, settings, created_at, updated_at) VALUES (?, ?, ?, ?)",
                 (conversation_id, json.dumps(settings), now, now),
@@ -80,6 +81,11 @@ class ChatStore:
             (conversation_id,),
         )
         return Conversation(row[0], row[1], json.loads(row[2]), *row[3:]) if row else None
+
+    def conversation_of(self, message_id: int) -> Conversation | None:
+        """None if it has been deleted."""
+        row = self._row("SELECT conversation_id FROM messages WHERE id = ?", (message_id,))
+        return self.get(row[0]) if row else None
 
     def latest(self, limit: int, words: str = "") -> list[Found]:
         """The latest conversations first; with `words`, those that have all of them in one message or in the title."""
@@ -256,7 +262,7 @@ class ChatStore:
         return self._add_answers(conversation_id, question_id, is_raw, answers)
 
     def _add_answers(self, conversation_id: str, question_id: int, is_raw: bool, count: int) -> list[int]:
-        together = secrets.token_urlsafe(6) if count > 1 else None
+        together = new_id() if count > 1 else None
         answer = Message(
             0, question_id, "assistant", "", "", is_raw=is_raw, together=together, created_at=self._clock()
         )

@@ -14,6 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from browser import open_page, running_app, running_browser, send
+from scripted_server import running_scripted_server
 from server import process as torchserve_process
 from server.management import ManagementClient, ServingSettings
 from server.process import PROJECT, ServerConfig
@@ -317,19 +318,22 @@ def test_moving_a_slider_and_typing_cut_nothing(open_chat: Callable[..., Page]) 
 def test_two_tabs_see_and_lose_nothing_and_stop_works_from_the_other(
     open_chat: Callable[..., Page], server: ServerConfig
 ) -> None:
-    one = open_chat(f"{GREEDY}&max_tokens=2000")
-    send(one, LA)
-    wait_for_text(one, 2)
-    conversation = re.search("conversation=([^&]+)", one.url)
+    first = open_chat(f"{GREEDY}&max_tokens=2000")
+    send(first, LA)
+    wait_for_text(first, 2)
+    conversation = re.search("conversation=([^&]+)", first.url)
     assert conversation
-    other = open_chat(f"{GREEDY}&max_tokens=12&conversation={conversation[1]}")
-    wait_for_text(other, 2)
+    one, other = (open_chat(f"{GREEDY}&max_tokens=12&conversation={conversation[1]}") for _ in range(2))
+    for page in (one, other):
+        wait_for_text(page, 2)
 
     send(other, "Second question")
+    for page in (first, one):
+        expect(page.get_by_text("Second question", exact=True)).to_be_visible()  # while they follow the first answer
     send(one, "Third question")
     other.get_by_role("button", name="Stop").first.click()
 
-    for page in (one, other):
+    for page in (first, one, other):
         expect(page.get_by_test_id("stChatMessage")).to_have_count(7, timeout=LONG)
         for question in ("Second question", "Third question"):
             expect(page.get_by_text(question, exact=True)).to_have_count(1)
@@ -338,6 +342,56 @@ def test_two_tabs_see_and_lose_nothing_and_stop_works_from_the_other(
     expect(message(one, 4).get_by_text(ENDED)).to_be_visible(timeout=LONG)
     wait_for_end(other, 6)
     wait_for_idle(server)
+
+
+def test_click_right_behind_a_question_loses_neither(browser: Browser, tmp_path: Path) -> None:
+    """The click ends the run that the question began, wherever that is: here while it waits for TorchServe."""
+    with (
+        running_scripted_server(tmp_path) as (server, config),
+        running_app("client_app.py", config, tmp_path / "client.log") as address,
+    ):
+        page = open_page(browser, f"{address}/?{GREEDY}")
+        expect(page.get_by_text("Proceed to entering your prompt message!")).to_be_visible()
+        for number in range(1, 4):
+            server.waiting = 0
+            server.is_quick.clear()
+            send(page, f"Question {number}")
+            wait_until(lambda: server.waiting > 0, what="a run that waits for TorchServe")
+            page.get_by_role("button", name=("Precise", "Balanced", "Creative")[number % 3]).click()
+            server.is_quick.set()
+            asked = page.get_by_test_id("stChatMessage").get_by_text(f"Question {number}", exact=True)
+            expect(asked).to_have_count(1)
+            expect(page.get_by_test_id("stChatMessage")).to_have_count(1 + 2 * number)
+            expect(page.get_by_role("slider", name="temperature")).to_have_value(("0.2", "0.8", "1.3")[number % 3])
+    assert [question["messages"][-1]["content"] for _, question in server.questions] == [
+        f"Question {number}" for number in range(1, 4)
+    ]
+
+
+def test_back_and_new_chat_lead_away_from_a_question_just_asked(browser: Browser, tmp_path: Path) -> None:
+    with (
+        running_scripted_server(tmp_path) as (server, config),
+        running_app("client_app.py", config, tmp_path / "client.log") as address,
+    ):
+        page = open_page(browser, f"{address}/?{GREEDY}")
+        messages = page.get_by_test_id("stChatMessage")
+        expect(page.get_by_text("Proceed to entering your prompt message!")).to_be_visible()
+        send(page, "Question 1")
+        page.get_by_role("button", name="New chat").click()
+        expect(messages).to_have_count(1)
+        expect(page).not_to_have_url(re.compile("conversation="))
+        send(page, "Question 2")
+        expect(messages).to_have_count(3)
+        expect(page).to_have_url(re.compile("conversation="))
+        page.go_back()
+        expect(messages).to_have_count(1)
+        page.go_forward()
+        expect(messages.get_by_text("Question 2")).to_be_visible()
+    assert sorted(question["messages"][-1]["content"] for _, question in server.questions) == [
+        "Question 1",
+        "Question 2",
+    ]
+    assert all(len(question["messages"]) == 1 for _, question in server.questions)
 
 
 def test_page_keeps_up_with_what_leaves_the_server(browser: Browser, server: ServerConfig, tmp_path: Path) -> None:
