@@ -16,17 +16,17 @@ from pathlib import Path
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-from chat.answer_panel import Place, draw_answer, draw_branches, follow, icon_button
+from chat.answer_panel import Place, draw_answer, draw_branches, follow, icon_button, session_wishes, wish
 from chat.answering import Answers
 from chat.context import Gauge, gauge, left_out
 from chat.conversations_panel import PARAMETER, delete, draw_conversations, draw_new_and_undo
-from chat.messages import Conversation, Message, Tree, new_id
+from chat.messages import Conversation, Message, Tree
 from chat.openai_client import OpenAIClient
 from chat.parallel_panel import draw_group
 from chat.settings_panel import draw_server_choice, draw_settings, recall
 from chat.store import ChatStore, StoreError
 from chat.turns import Chat, ChatServer
-from chat.wishes import NEW, Wish, session_wishes, wish
+from chat.wishes import NEW, Granter
 from server.client import InferenceClient
 from server.process import ServerConfig, TorchServeError
 
@@ -107,20 +107,17 @@ def put_into_url(conversation_id: str) -> None:
 
 
 def note_question() -> None:
-    """Callback. A new conversation has its id from now on: what is clicked next may be meant for it, or lead away."""
-    conversation_id = st.session_state.opened if wishes.to_show is None else wishes.to_show
-    if conversation_id == NEW:
-        conversation_id = wishes.to_show = new_id()
-    wish("ask", st.session_state.question, conversation_id)
-    st.session_state.opened = conversation_id
+    """Callback."""
+    question, opened = st.session_state.question, st.session_state.opened
+    st.session_state.opened = wishes.note_question(question, opened)
 
 
 def grant_wishes() -> None:
-    """Does what was asked for, in order. From taking a wish to its end there is no Streamlit call (chat/wishes.py)."""
+    granter = Granter(wishes, chat, settings)
     while wishes.waiting:
         taken = wishes.waiting.popleft()
         try:
-            grant(taken)
+            granter.grant(taken)
         except StoreError as error:
             st.error(str(error), icon=":material/error:")
             if taken.action == "ask":  # what was typed must not be lost
@@ -129,47 +126,6 @@ def grant_wishes() -> None:
     if wishes.to_show and wishes.to_show != st.session_state.opened:
         put_into_url(wishes.to_show)
         st.session_state.opened = wishes.to_show
-
-
-def grant(taken: Wish) -> None:
-    if taken.action == "ask":
-        ask(*taken.arguments)
-    elif taken.action == "stop":
-        chat.stop(taken.arguments)
-    else:
-        conversation = store.conversation_of(taken.arguments[0])
-        if conversation:  # else another tab has deleted it: the page says so
-            change(conversation.id, taken.action, *taken.arguments)
-
-
-def ask(question: str, conversation_id: str) -> None:
-    """Asks in this conversation, which begins with it if there is none of this id."""
-    if store.get(conversation_id) is None:
-        begun = store.create(settings.kept, conversation_id)
-        if wishes.to_show in (None, conversation_id):
-            wishes.to_show = begun
-        conversation_id = begun
-    chat.ask(conversation_id, question, settings)
-
-
-def change(conversation_id: str, action: str, message_id: int, text: str = "") -> None:
-    message = answers.with_unkept(store.message(message_id))
-    if action == "show":
-        store.show(message.id)
-    elif action == "again":
-        chat.answer_again(conversation_id, message, settings)
-    elif action == "continue":
-        chat.go_on(conversation_id, message, settings)
-    elif action == "leave out":
-        chat.leave_out_oldest(conversation_id, message, settings)
-    elif action == "send all":
-        chat.send_all(conversation_id)
-    elif action == "resend":
-        chat.ask_instead(conversation_id, message.id, text, settings)
-    elif action == "anew":
-        assert message.parent_id is not None
-        wishes.to_show = new_id()
-        ask(store.message(message.parent_id).text, wishes.to_show)
 
 
 def clear_chat_history() -> None:

@@ -14,7 +14,7 @@ from chat.answering import Answers, Snapshot, tokens_of
 from chat.context import left_out
 from chat.markdown_text import is_right_to_left, text_as_markdown, with_direction
 from chat.messages import Message, Tree
-from chat.wishes import wish
+from chat.wishes import Wishes
 from copy_panel import draw_copy_button
 
 TICK_SECONDS = 0.1  # Streamlit honours a click only when the script touches the page
@@ -56,6 +56,16 @@ class Place:
         if words != self._words:
             self.caption.caption(words)
         self.now, self._text, self._words = now, text, words
+
+
+def session_wishes() -> Wishes:
+    wishes: Wishes = st.session_state.setdefault("wishes", Wishes())
+    return wishes
+
+
+def wish(action: str, *arguments: Any) -> None:
+    """Callback: a run's body grants it, with the settings that are in force then."""
+    session_wishes().note(action, *arguments)
 
 
 def draw_text(place: DeltaGenerator, text: str) -> None:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import streamlit as st
 
+from chat.answer_panel import session_wishes
 from chat.export import ImportFailed, as_markdown, export_json, import_json
 from chat.messages import Conversation, Found
 from chat.settings_panel import recall
 from chat.store import ChatStore
-from chat.wishes import NEW, session_wishes
+from chat.wishes import NEW
 
 PARAMETER = "conversation"  # in the URL
 LISTED = 20  # conversations, and so many more each time

@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 
 import streamlit as st
 
-from chat.answer_panel import Place, draw_answer, icon_button, total_of
+from chat.answer_panel import Place, draw_answer, icon_button, total_of, wish
 from chat.answering import Snapshot
 from chat.messages import Message, Tree
-from chat.wishes import wish
 
 DrawTotal = Callable[[Sequence[Snapshot]], None]
 

@@ -60,7 +60,7 @@ OUTSIDE = {
     "run_chatapp": {"server"},
 }
 HOMES = {
-    "streamlit": {name for name in MODULES if name.endswith(("_app", "_panel"))} | {"chat.wishes"},
+    "streamlit": {name for name in MODULES if name.endswith(("_app", "_panel"))},
     "altair": {"experiments.charts"},
     "prometheus_client": {"server.metrics"},
     "ts": {"llama_cpp_handler", "llama_cpp_metrics"},
