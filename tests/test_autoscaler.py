@@ -182,7 +182,8 @@ def test_switched_off_it_leaves_the_workers_as_they_are(config: ServerConfig) ->
     switch_on(config, replace(POLICY, min_workers=2))
     wait_for_entry(config, "up")
     command_line(config, "--off").communicate()
-    assert not is_on(config) and autoscalers(config) == []
+    assert not is_on(config)
+    wait_until(lambda: not autoscalers(config), WAIT_SECONDS, "the end of the process, a moment after its lock")
     assert workers(config) == 2
     report = read_report(config)
     assert report and report.log[-1].kind == "off"
