@@ -20,7 +20,7 @@ from chat.answer_panel import Place, draw_answer, draw_branches, follow, icon_bu
 from chat.answering import Answers
 from chat.context import Gauge, gauge, left_out
 from chat.conversations_panel import PARAMETER, delete, draw_conversations, draw_new_and_undo
-from chat.messages import Conversation, Message, Tree
+from chat.messages import Message, Tree
 from chat.openai_client import OpenAIClient
 from chat.parallel_panel import draw_group
 from chat.settings_panel import draw_server_choice, draw_settings, recall
@@ -77,8 +77,8 @@ def spare_the_garbage_collector() -> None:
     gc.freeze()
 
 
-def find_conversation() -> Conversation | None:
-    """The one to show, or else the one in the URL, with its own settings when it is new to this tab."""
+def choose_conversation() -> None:
+    """Opens the one to show, or else the one in the URL, with its own settings when it is new to this tab."""
     in_url = st.query_params.get(PARAMETER, NEW)
     if wishes.to_show == in_url or has_gone_back():
         wishes.to_show = None
@@ -90,7 +90,6 @@ def find_conversation() -> Conversation | None:
     if wanted != in_url:
         put_into_url(wanted)
     st.session_state.opened = wanted
-    return conversation
 
 
 def has_gone_back() -> bool:
@@ -247,7 +246,7 @@ except (TorchServeError, StoreError) as error:
     st.error(str(error), icon=":material/error:")
     st.stop()
 wishes = session_wishes()
-conversation = find_conversation()
+choose_conversation()
 
 with st.sidebar:
     st.title("🦙💬 Llama 2 Chatbot", anchor=False)
