@@ -70,7 +70,7 @@ def _live_autoscaler(config: ServerConfig) -> None:
 
 def _wish() -> None:
     st.session_state.autoscaler_wish = st.session_state.autoscaler_is_on
-    st.session_state.autoscaler_failure = ""
+    st.session_state.autoscaler_failure = None
 
 
 def _fulfil_wish(config: ServerConfig, place: Any) -> None:
@@ -84,7 +84,7 @@ def _fulfil_wish(config: ServerConfig, place: Any) -> None:
             else:
                 switch_off(config)
     except TorchServeError as error:
-        st.session_state.autoscaler_failure = str(error)
+        st.session_state.autoscaler_failure = owner(config), str(error)
 
 
 def _before_switching_on(config: ServerConfig) -> tuple[str, str]:
@@ -104,8 +104,8 @@ def _before_switching_on(config: ServerConfig) -> tuple[str, str]:
 
 def _show_state(place: Any, pid: int | None, report: Report | None, before: str) -> None:
     failure = st.session_state.get("autoscaler_failure")
-    if failure:
-        place.error(failure, icon=":material/error:")
+    if failure and failure[0] == pid:  # else something has changed since, in this tab or elsewhere
+        place.error(failure[1], icon=":material/error:")
     elif pid:
         now = report.now if report and report.pid == pid else "Starting."
         place.success(now, icon=":material/play_circle:")

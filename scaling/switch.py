@@ -154,13 +154,20 @@ def switch_on(config: ServerConfig, policy: Policy) -> None:
         return
     started = time.time()
     process = _launch(config)
-    while process.poll() is None:
+    while True:
+        has_ended = process.poll() is not None  # asked before the log is read: that is complete then
         if _was_logged(config, "on", process.pid, started):
-            return
+            return  # even if it has been ended again since: that is told by its log, to everybody
+        if has_ended:
+            break
         time.sleep(0.05)
-    if not is_on(config):  # else somebody else was quicker
-        lines = output_file(config).read_text().splitlines()
-        raise TorchServeError(lines[-1] if lines else "The autoscaler ended right after its start.")
+    if is_on(config):
+        return  # somebody else was quicker
+    if process.returncode < 0:
+        name = signal.Signals(-process.returncode).name
+        raise TorchServeError(f"The autoscaler's process was ended from outside ({name}) while it started.")
+    lines = output_file(config).read_text().splitlines()
+    raise TorchServeError(lines[-1] if lines else "The autoscaler ended right after its start.")
 
 
 def _launch(config: ServerConfig) -> subprocess.Popen[bytes]:

@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +18,9 @@ import psutil
 import pytest
 
 from experiments import guard as experiment_guard
+from scaling import switch
 from scaling.policy import Policy
-from scaling.switch import Entry, is_on, owner, read_policy, read_report, switch_off, switch_on, write_policy
+from scaling.switch import Entry, Report, is_on, owner, read_policy, read_report, switch_off, switch_on, write_policy
 from server import process as torchserve_process
 from server.management import ManagementClient, ServingSettings
 from server.process import PROJECT, ServerConfig, TorchServeError
@@ -192,6 +193,40 @@ def test_switched_off_it_leaves_the_workers_as_they_are(config: ServerConfig) ->
 def test_without_a_model_it_says_what_to_do(config: ServerConfig) -> None:
     ManagementClient(config).unregister()
     with pytest.raises(TorchServeError, match="The model is not registered: press Register Llama2 first."):
+        switch_on(config, POLICY)
+    assert not is_on(config)
+
+
+def kill_once_it_has(condition: Callable[[Report], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next autoscaler that is switched on is killed then, before who switches it on looks for the first time."""
+    launch = switch._launch
+
+    def launch_and_kill(config: ServerConfig) -> subprocess.Popen[bytes]:
+        process = launch(config)
+
+        def is_reached() -> object:
+            report = read_report(config)
+            return report and report.pid == process.pid and condition(report)
+
+        wait_until(is_reached, WAIT_SECONDS, "the autoscaler to get that far")
+        process.kill()
+        process.wait()
+        return process
+
+    monkeypatch.setattr(switch, "_launch", launch_and_kill)
+
+
+def test_one_that_is_killed_right_after_it_was_on_had_been_switched_on(
+    config: ServerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill_once_it_has(lambda report: report.log and report.log[-1].kind == "on", monkeypatch)
+    switch_on(config, POLICY)
+    assert not is_on(config)
+
+
+def test_one_that_is_killed_while_it_starts_is_told(config: ServerConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    kill_once_it_has(lambda report: report.now.startswith("Registering the model again"), monkeypatch)
+    with pytest.raises(TorchServeError, match=r"ended from outside \(SIGKILL\) while it started"):
         switch_on(config, POLICY)
     assert not is_on(config)
 
