@@ -226,13 +226,18 @@ def show_state(sentence: str, state: str) -> None:
         st.warning(sentence, icon=":material/power_settings_new:")
 
 
+def news() -> tuple[object, ...]:
+    """What the whole page depends on, to be compared with what it was."""
+    return server.state(), server.context_window, server.has_chat_template, store.revision()
+
+
 @st.fragment(run_every=STATE_SECONDS, key="watch")
-def watch(state: str, revision: int, drawn_at: float) -> None:
-    """Draws the page again when the server's state or the conversations are not those that the page shows."""
+def watch(shown: tuple[object, ...], drawn_at: float) -> None:
+    """Draws the page again when the server's state, its model or the conversations are not those that it shows."""
     spare_the_garbage_collector()
     if time.monotonic() - drawn_at < STATE_SECONDS / 2:
         return  # this is the page being drawn, not the clock
-    if server.state() != state or store.revision() != revision:
+    if news() != shown:
         st.rerun()
 
 
@@ -268,15 +273,15 @@ with state_place:
 grant_wishes()
 st.chat_input(hint, key="question", on_submit=note_question)  # in the main body: only then the page scrolls along
 gauge_place = st.bottom.container()
+window, has_template, revision = server.context_window, server.has_chat_template, store.revision()
 conversation = store.get(st.session_state.opened)
-revision = store.revision()
 with conversations_tab:
     draw_conversations(store, conversation)
 
 tree = store.tree(conversation.id).map(answers.with_unkept) if conversation else Tree([], None)
 with gauge_place:
-    draw_gauge(gauge(tree.path(), settings.system_prompt, server.context_window))
-    if not server.has_chat_template:
+    draw_gauge(gauge(tree.path(), settings.system_prompt, window))
+    if not has_template:
         st.caption("This model has no chat template, so it gets what you write as `Question: … Answer:`.")
 st.chat_message("assistant").write(GREETING)
 if conversation is None and PARAMETER in st.query_params:
@@ -284,7 +289,7 @@ if conversation is None and PARAMETER in st.query_params:
 st.session_state.draw_total = None
 places = draw_conversation(tree)
 with st.sidebar:
-    watch(state, revision, time.monotonic())
+    watch((state, window, has_template, revision), time.monotonic())
 if places:
     follow(answers, places, lambda: store.revision() != revision, st.session_state.draw_total)
     st.rerun()

@@ -138,12 +138,13 @@ class Model:
             "chat_template": "raw" if self.template.is_raw else "model",
             "layers": self.placement.n_layers,
             "devices": self.placement.describe(),
+            "fingerprint": self.fingerprint(),
         }
 
     def fingerprint(self) -> str:
-        """The same for answers of the same file (by its name and size) and the same llama.cpp."""
+        """The same for answers of the same file (by its name and size), context window and llama.cpp."""
         path = Path(self.path)
-        identity = f"{path.name} {path.stat().st_size} {version('llama-cpp-python')}"
+        identity = f"{path.name} {path.stat().st_size} {self.window} {version('llama-cpp-python')}"
         return f"fp_{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
 
     def set_threads(self, n_threads: int) -> None:

@@ -250,11 +250,20 @@ class Answer:
     also when it was waiting for the first piece (TorchServe sends no header before that).
     """
 
-    def __init__(self, keys: _KeySource, url: str, body: dict[str, Any], api_path: str = "") -> None:
+    def __init__(
+        self,
+        keys: _KeySource,
+        url: str,
+        body: dict[str, Any],
+        api_path: str = "",
+        see_model: Callable[[str], None] = lambda fingerprint: None,
+    ) -> None:
+        """see_model: called in the iteration's thread with the answer's first `system_fingerprint`, if it has one."""
         self._keys = keys
         self._url = url
         self._api_path = api_path
         self._body = body
+        self._see_model = see_model
         self._socket: socket.socket | None = None
         self._is_closed = False
         self._pieces = self._stream()
@@ -294,13 +303,17 @@ class Answer:
         return _send(connection, "POST", self._url, key, self._api_path, self._body)
 
     def _read(self, response: http.client.HTTPResponse) -> Iterator[Piece]:
+        fingerprint = ""
         try:
             for line in response:
-                event = line.strip()
-                if self._is_closed or event == b"data: [DONE]":
+                data = line.strip()
+                if self._is_closed or data == b"data: [DONE]":
                     return
-                if event.startswith(b"data:"):
-                    yield _piece(json.loads(event[len(b"data:") :]))
+                if data.startswith(b"data:"):
+                    event = json.loads(data[len(b"data:") :])
+                    if not fingerprint and (fingerprint := event.get("system_fingerprint") or ""):
+                        self._see_model(fingerprint)
+                    yield _piece(event)
         except (OSError, http.client.HTTPException, ValueError) as error:
             if not self._is_closed:
                 raise AnswerCut(_CUT) from error
@@ -326,10 +339,11 @@ def _piece(event: dict[str, Any]) -> Piece:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What a model says about itself; None and True where it says nothing."""
+    """What a model says about itself; None and True where it says nothing, and then no fingerprint."""
 
     context_window: int | None = None
     has_chat_template: bool = True
+    fingerprint: str = ""
 
 
 class InferenceClient:
@@ -344,6 +358,7 @@ class InferenceClient:
         self._model_url = f"{config.inference_url}/predictions/{MODEL_NAME}"  # the default version
         self._lock = threading.Lock()
         self._has_answered = False
+        self._has_changed = False
         self._facts = ModelFacts()
         self._probe: threading.Thread | None = None
 
@@ -364,17 +379,18 @@ class InferenceClient:
         TorchServe tells this key whether the model is registered, but not whether a worker has loaded it. Only a
         request can show that, and it waits in the queue for up to max_batch_delay like any other. So one request is
         left waiting in a thread of its own, never a second one, and until it is answered the model counts as loading.
+        An answer of another model than the one known (a version has been switched) has that asked about itself as well.
         """
         obstacle = self._obstacle()
         with self._lock:
             if obstacle:
                 self._has_answered, self._probe = False, None
                 return obstacle
-            if not self._has_answered and self._probe is None:
+            if (not self._has_answered or self._has_changed) and self._probe is None:
                 self._probe = threading.Thread(target=self._ask_a_worker, daemon=True)
                 self._probe.start()
             probe = self._probe
-        if probe:
+        if probe and not self._has_answered:
             probe.join(STATE_SECONDS / 2)
         return "ready" if self._has_answered else "loading"
 
@@ -401,7 +417,12 @@ class InferenceClient:
                 return  # the model that it asked has gone meanwhile
             self._probe = None
             if models is not None:
-                self._facts, self._has_answered = read_facts(models), True
+                self._facts, self._has_answered, self._has_changed = read_facts(models), True, False
+
+    def _see_model(self, fingerprint: str) -> None:
+        """An older archive says nothing about its fingerprint: there is nothing to compare with."""
+        with self._lock:
+            self._has_changed = self._has_changed or self._facts.fingerprint not in ("", fingerprint)
 
     def models(self, seconds: float = QUICK_SECONDS) -> dict[str, Any]:
         """What the model says about itself; a worker answers this, so it waits in the queue like any request."""
@@ -418,7 +439,7 @@ class InferenceClient:
         body = {**question, **params.to_request(), "stream": True, "stream_options": {"include_usage": True}}
         if tells_progress:
             body |= {"return_progress": True, "timings_per_token": True}
-        return Answer(self._keys, self._model_url, body, f"v1/{path}")
+        return Answer(self._keys, self._model_url, body, f"v1/{path}", self._see_model)
 
     def _call(self, method: str, seconds: float, api_path: str = "") -> Any:
         return self._keys.use(lambda key: fetch(method, self._model_url, key, seconds, api_path))
@@ -431,4 +452,4 @@ def read_facts(models: Any) -> ModelFacts:
     if not isinstance(meta, dict):
         return ModelFacts()
     window = next((meta[name] for name in ("context_window", "n_ctx") if isinstance(meta.get(name), int)), None)
-    return ModelFacts(window, has_chat_template=meta.get("chat_template") != "raw")
+    return ModelFacts(window, meta.get("chat_template") != "raw", str(meta.get("fingerprint") or ""))

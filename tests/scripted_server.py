@@ -41,6 +41,8 @@ class Server(ThreadingHTTPServer):
         self.replies: deque[Reply] = deque()
         self.has_model = True
         self.chat_template = "model"
+        self.context_window = 4096  # another one is another model
+        self.descriptions = 0  # how often a worker was asked about the model
         self.is_loaded = threading.Event()  # a worker answers
         self.is_loaded.set()
         self.is_quick = threading.Event()  # TorchServe itself answers
@@ -49,6 +51,10 @@ class Server(ThreadingHTTPServer):
         self.keys: set[str | None] = set()
         self.valid_key = ""  # "" takes any
         self.key_file: Path | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        return f"fp_{self.context_window}"
 
     def close(self) -> None:
         self.is_loaded.set()
@@ -71,6 +77,7 @@ class Handler(BaseHTTPRequestHandler):
             self._renew()
         elif not self._refuses_key():
             self.server.is_loaded.wait(HOLD_SECONDS)
+            self.server.descriptions += 1
             self._describe()
 
     def do_POST(self) -> None:
@@ -90,14 +97,16 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
+        head = {"system_fingerprint": self.server.fingerprint}
         for text in re.split(r"(?= )", reply.text):
-            self._event({"choices": [{"delta": {"content": text}} if "messages" in question else {"text": text}]})
+            choice = {"delta": {"content": text}} if "messages" in question else {"text": text}
+            self._event({**head, "choices": [choice]})
         if not reply.is_cut:
             ending = {"delta": {}, "text": "", "finish_reason": reply.finish_reason}
             counts = {"prompt_tokens": 25, "completion_tokens": 5, "total_tokens": 30}
             usage = {**counts, "prompt_tokens_details": {"cached_tokens": 20}}
             figures = {"usage": usage, "timings": {"predicted_per_second": 12.34}}
-            self._event({"choices": [ending], **figures})
+            self._event({**head, "choices": [ending], **figures})
             self.wfile.write(b"data: [DONE]\n\n")
 
     def _refuses_key(self) -> bool:
@@ -118,7 +127,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def _describe(self) -> None:
         if self.server.has_model:
-            meta = {"context_window": 4096, "chat_template": self.server.chat_template}
+            meta = {
+                "context_window": self.server.context_window,
+                "chat_template": self.server.chat_template,
+                "fingerprint": self.server.fingerprint,
+            }
             model = {"id": "llamacpp", "object": "model", "meta": meta}
             self._send(200, {"object": "list", "data": [model]})
         else:

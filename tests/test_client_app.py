@@ -515,6 +515,19 @@ def test_gauge_tells_what_is_used_of_the_window(server: Server) -> None:
     assert "Context: 30 of 4,096 tokens used, 4,066 available." in gauge_text(app)
 
 
+def test_gauge_follows_a_model_that_another_version_has_replaced(server: Server) -> None:
+    app = open_app()
+    ask(app, "Hello")
+    ask(app, "Hello again")
+    assert server.descriptions == 1  # the same model is not asked about itself twice
+
+    server.context_window = 2048
+    ask(app, "And now?")
+
+    wait_until(lambda: "of 2,048 tokens used" in gauge_text(drawn(app.run())), what="the new model's window")
+    assert server.descriptions == 2
+
+
 @pytest.mark.parametrize(("chat_template", "is_told"), [("model", False), ("raw", True)])
 def test_model_without_a_chat_template_is_told(server: Server, chat_template: str, is_told: bool) -> None:
     server.chat_template = chat_template

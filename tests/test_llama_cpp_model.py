@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -205,6 +204,12 @@ def test_the_bytes_of_the_tokens_are_the_text(demo: Model) -> None:
     assert all(token.likeliest == () for token in tokens)
 
 
-def test_the_fingerprint_is_that_of_the_file(demo: Model, llama2: Model) -> None:
-    assert demo.fingerprint() == demo.fingerprint() != llama2.fingerprint()
-    assert Path(demo.path).is_file()
+def test_the_fingerprint_is_that_of_the_file_and_its_window(demo: Model, llama2: Model) -> None:
+    longer = Model(demo.path, n_slots=1, n_ctx=2048, n_threads=1)
+    same = Model(demo.path, n_slots=1, n_ctx=1024, n_threads=2)
+    try:
+        assert len({model.fingerprint() for model in (demo, same, longer, llama2)}) == 3
+        assert demo.fingerprint() == same.fingerprint()
+    finally:
+        longer.close()
+        same.close()

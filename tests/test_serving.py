@@ -56,6 +56,10 @@ def test_the_served_model_is_described(server: ServerConfig) -> None:
     assert model["meta"]["slots"] == 8
     assert model["meta"]["batching"] == "continuous"
     assert model["meta"]["context_window"] > 0
+    assert (
+        model["meta"]["fingerprint"]
+        == post(server, chat_body("Hi", max_tokens=1), CHAT_PATH).json()["system_fingerprint"]
+    )
 
 
 def test_a_stream_tells_how_far_the_prompt_is_read_and_counts_as_it_goes(server: ServerConfig) -> None:
