@@ -27,7 +27,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from prompt_sets import PROMPT_SETS, make_bodies
-from server.client import API_PATH_HEADER, MODEL_NAME, Keys
+from server.connection import API_PATH_HEADER, MODEL_NAME, Keys
 from server.process import ServerConfig, TorchServeError
 
 TIMEOUT_SECONDS = 1200.0

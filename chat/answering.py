@@ -19,7 +19,8 @@ from typing import Any, Protocol
 from chat.messages import Message
 from chat.store import ChatStore, StoreError
 from sampling_params import InvalidParameter
-from server.client import Answer, AnswerCut, Piece, RequestRefused, ServerUnreachable
+from server.client import Answer, AnswerCut, Piece
+from server.connection import RequestRefused, ServerUnreachable
 from server.process import TorchServeError
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,8 @@ from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from sampling_params import SamplingParams
-from server.client import Answer, RequestRefused, ServerUnreachable, fetch, read_facts
+from server.client import Answer, read_facts
+from server.connection import RequestRefused, ServerUnreachable, fetch
 from server.process import TorchServeError
 
 STATE_SECONDS = 2.0  # longest wait for the list of models

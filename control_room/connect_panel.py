@@ -12,7 +12,7 @@ from typing import get_args
 import streamlit as st
 
 from copy_panel import draw_copy_button
-from server.client import MODEL_NAME, MODEL_VERSION, Keys, Kind, parse_instant
+from server.connection import MODEL_NAME, MODEL_VERSION, Keys, Kind, parse_instant
 from server.management import ManagementClient
 from server.process import ServerConfig, TorchServeError
 

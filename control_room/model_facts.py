@@ -9,7 +9,8 @@ import threading
 import time
 from typing import Any
 
-from server.client import ANSWER_SECONDS, MODEL_NAME, Keys, fetch
+from server.client import ANSWER_SECONDS
+from server.connection import MODEL_NAME, Keys, fetch
 from server.management import ModelStatus
 from server.process import ServerConfig, TorchServeError
 

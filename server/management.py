@@ -23,7 +23,7 @@ from urllib.parse import urlencode
 import psutil
 
 from server import process as torchserve_process
-from server.client import MODEL_NAME, QUICK_SECONDS, STATE_SECONDS, Keys, RequestRefused, ServerUnreachable, fetch
+from server.connection import MODEL_NAME, QUICK_SECONDS, STATE_SECONDS, Keys, RequestRefused, ServerUnreachable, fetch
 from server.lock import Locked, held
 from server.logs import worker_exceptions
 from server.metrics import ARRIVED, read_snapshot

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.client import Keys, fetch_text
+from server.connection import Keys, fetch_text
 from server.process import WORKER_SCRIPT, ServerConfig, find_server
 
 METRICS_SECONDS = 5.0

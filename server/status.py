@@ -12,7 +12,7 @@ from typing import Any, Literal
 import psutil
 
 from sampling_params import Bounds
-from server.client import parse_instant
+from server.connection import parse_instant
 
 SERVING_BOUNDS = {
     "batch_size": Bounds(int, 1, 128),

@@ -12,7 +12,8 @@ import pytest
 
 from chat.openai_client import OpenAIClient, check_base_url
 from sampling_params import SamplingParams
-from server.client import Piece, RequestRefused, ServerUnreachable
+from server.client import Piece
+from server.connection import RequestRefused, ServerUnreachable
 from serving import free_ports
 
 QUESTION = [{"role": "user", "content": "q"}]

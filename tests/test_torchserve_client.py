@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from sampling_params import SamplingParams
-from server.client import AnswerCut, InferenceClient, Piece, RequestRefused, ServerUnreachable
+from server.client import AnswerCut, InferenceClient, Piece
+from server.connection import RequestRefused, ServerUnreachable
 from serving import free_ports, make_home, wait_until
 
 PARAMS = SamplingParams(max_tokens=5, seed=1, stop=("END",))

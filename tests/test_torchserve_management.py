@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from sampling_params import InvalidParameter, SamplingParams
-from server.client import InferenceClient, RequestRefused, fetch
+from server.client import InferenceClient
+from server.connection import RequestRefused, fetch
 from server.logs import worker_exceptions
 from server.management import ChangeFailed, ManagementClient, ModelStatus, ServingSettings
 from server.process import ServerConfig, find_server

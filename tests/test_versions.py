@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from sampling_params import SamplingParams
-from server.client import InferenceClient, RequestRefused, fetch
+from server.client import InferenceClient
+from server.connection import RequestRefused, fetch
 from server.management import ArchiveMissing, ChangeFailed, ManagementClient, ServingSettings
 from server.metrics import ARRIVED, read_snapshot
 from server.process import ServerConfig, TorchServeError
