@@ -45,10 +45,11 @@ from scaling.switch import (
     write_policy,
     write_report,
 )
+from server.config import ServerConfig, TorchServeError
 from server.management import ManagementClient
 from server.metrics import ARRIVED, Snapshot, read_snapshot
 from server.model_store import twin_of
-from server.process import ServerConfig, TorchServeError, find_server
+from server.process import find_server
 from server.status import ModelStatus
 from server.traffic import Patience, wait_until_quiet
 

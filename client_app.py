@@ -28,7 +28,7 @@ from chat.store import ChatStore, StoreError
 from chat.turns import Chat, ChatServer
 from chat.wishes import NEW, Granter
 from server.client import InferenceClient
-from server.process import ServerConfig, TorchServeError
+from server.config import ServerConfig, TorchServeError
 
 NOT_SENT = "Not sent to the model any more."
 GREETING = "How may I assist you today?"

@@ -27,8 +27,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from prompt_sets import PROMPT_SETS, make_bodies
+from server.config import ServerConfig, TorchServeError
 from server.connection import API_PATH_HEADER, MODEL_NAME, Keys
-from server.process import ServerConfig, TorchServeError
 
 TIMEOUT_SECONDS = 1200.0
 STOP_SECONDS = 0.1  # how soon a stop is seen

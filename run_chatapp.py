@@ -20,8 +20,9 @@ from types import FrameType
 
 from sampling_params import SamplingParams
 from server.client import InferenceClient
+from server.config import ServerConfig, TorchServeError
 from server.management import DEFAULT_SETTINGS, ManagementClient
-from server.process import ServerConfig, TorchServeError, find_server, start, stop
+from server.process import find_server, start, stop
 
 PROJECT = Path(__file__).resolve().parent
 APPS = {"Server": "torchserve_server_app.py", "Chat": "client_app.py"}

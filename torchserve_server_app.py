@@ -31,9 +31,9 @@ from control_room.serving_panel import (
 )
 from control_room.status_panel import show_state
 from experiments.guard import is_running
+from server.config import ServerConfig, TorchServeError
 from server.management import ManagementClient, ModelStatus
 from server.metrics import read_snapshot
-from server.process import ServerConfig, TorchServeError
 from server.traffic import Traffic
 
 st.set_page_config(page_title="Llama 2 TorchServe Server", page_icon="🦙", layout="wide")

@@ -27,8 +27,8 @@ sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 from playwright.sync_api import Browser, Page, expect  # noqa: E402
 
 from browser import open_page, running_app, running_browser, send  # noqa: E402
+from server.config import ServerConfig  # noqa: E402
 from server.management import DEFAULT_SETTINGS, ManagementClient  # noqa: E402
-from server.process import ServerConfig  # noqa: E402
 from serving import free_ports, make_home, running_server  # noqa: E402
 
 QUESTION = "Write a long story about a llama who walks through the mountains."

@@ -26,8 +26,8 @@ from bench_engine import bench_tool  # noqa: E402
 from workloads import body, question, text  # noqa: E402
 
 from load_test import Target, run_load, torchserve_target  # noqa: E402
+from server.config import ServerConfig  # noqa: E402
 from server.management import ManagementClient  # noqa: E402
-from server.process import ServerConfig  # noqa: E402
 from server.status import ModelStatus  # noqa: E402
 
 PROMPT_TOKENS = 32  # of the demo model; the vocabulary of a synthetic 7B makes about four times as many

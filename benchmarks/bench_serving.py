@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from workloads import CLOSED_LOOPS, body, distinct, question, text  # noqa: E402
 
 from load_test import Run, Target, print_summary, run_load, torchserve_target  # noqa: E402
-from server.process import ServerConfig  # noqa: E402
+from server.config import ServerConfig  # noqa: E402
 
 WRITERS, WRITTEN, LONG_PROMPT = 4, 200, 3000
 TURNS = 10

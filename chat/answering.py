@@ -20,8 +20,8 @@ from chat.messages import Message
 from chat.store import ChatStore, StoreError
 from sampling_params import InvalidParameter
 from server.client import Answer, AnswerCut, Piece
+from server.config import TorchServeError
 from server.connection import RequestRefused, ServerUnreachable
-from server.process import TorchServeError
 
 logger = logging.getLogger(__name__)
 

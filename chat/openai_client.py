@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 from sampling_params import SamplingParams
 from server.client import Answer, read_facts
+from server.config import TorchServeError
 from server.connection import RequestRefused, ServerUnreachable, fetch
-from server.process import TorchServeError
 
 STATE_SECONDS = 2.0  # longest wait for the list of models
 STATE_IS_FRESH_SECONDS = 10.0  # a page looks every two seconds; somebody else's server is asked less often

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from server import process as torchserve_process
+from server.config import ServerConfig, TorchServeError
 from server.management import ArchiveMissing, ManagementClient, Patience, ServingSettings
 from server.model_store import package_demo
-from server.process import ServerConfig, StartFailed, TorchServeError
+from server.process import StartFailed
 from server.traffic import LETTING, wait_until_quiet
 
 LOG_LINES = 40

@@ -22,8 +22,9 @@ from scaling.switch import (
     switch_on,
     write_policy,
 )
+from server.config import ServerConfig, TorchServeError
 from server.management import ManagementClient
-from server.process import ServerConfig, TorchServeError, find_server
+from server.process import find_server
 
 REFRESH_SECONDS = 2
 LOG_HEIGHT = 300

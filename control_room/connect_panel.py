@@ -12,9 +12,10 @@ from typing import get_args
 import streamlit as st
 
 from copy_panel import draw_copy_button
+from server.config import ServerConfig, TorchServeError
 from server.connection import MODEL_NAME, MODEL_VERSION, Keys, Kind, parse_instant
 from server.management import ManagementClient
-from server.process import ServerConfig, TorchServeError
+from server.process import key_file
 
 REFRESH_SECONDS = 10
 PURPOSES: dict[Kind, str] = {
@@ -72,7 +73,7 @@ def _show_key(config: ServerConfig, kind: Kind, key: str) -> None:
 
 def _expiry(config: ServerConfig, kind: Kind) -> str:
     try:
-        entry = json.loads(config.key_file.read_text())[kind]
+        entry = json.loads(key_file(config).read_text())[kind]
     except (OSError, ValueError, KeyError):  # being written just now
         return ""
     expires = parse_instant(entry.get("expiration time", ""))

@@ -12,7 +12,7 @@ import streamlit as st
 from experiments import charts, records
 from experiments.records import Point, Record
 from load_test import PERCENTILES
-from server.process import ServerConfig, TorchServeError
+from server.config import ServerConfig, TorchServeError
 
 SPACE = "\N{NO-BREAK SPACE}"  # on a narrow page the table scrolls instead of breaking its figures
 

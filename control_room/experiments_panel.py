@@ -15,7 +15,7 @@ from experiments.records import BATCHINGS, MAX_VALUES, PLAN_BOUNDS, SWEEPS, Plan
 from experiments.sweep import Progress
 from prompt_sets import PROMPT_SETS
 from sampling_params import InvalidParameter
-from server.process import ServerConfig, TorchServeError
+from server.config import ServerConfig, TorchServeError
 
 WATCH_SECONDS = 1  # while an experiment runs
 LOOK_SECONDS = 5  # whether another page or program has started one

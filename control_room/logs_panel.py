@@ -5,8 +5,8 @@ from __future__ import annotations
 import streamlit as st
 
 from scaling.switch import output_file
+from server.config import ServerConfig
 from server.logs import LEVELS, LOG_FILES, Excerpt, black_out, current_keys, read_excerpt, select
-from server.process import ServerConfig
 
 FOLLOW_SECONDS = 2
 SHOWN_RECORDS = 200

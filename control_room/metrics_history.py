@@ -11,6 +11,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
+from server.config import ServerConfig, TorchServeError
 from server.management import ManagementClient
 from server.metrics import (
     ARRIVED,
@@ -22,7 +23,6 @@ from server.metrics import (
     rate,
     read_snapshot,
 )
-from server.process import ServerConfig, TorchServeError
 
 POLL_SECONDS = 2.0
 PATIENCE_SECONDS = 0.3

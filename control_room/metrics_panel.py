@@ -9,7 +9,7 @@ from typing import Any
 import streamlit as st
 
 from control_room.metrics_history import GAP_SECONDS, HISTORY_SECONDS, POLL_SECONDS, MetricsHistory, Point, ProcessUse
-from server.process import ServerConfig
+from server.config import ServerConfig
 
 CHART_HEIGHT = 200
 AXIS_WIDTH = 44  # pixels for the numbers of every chart, so that longer ones do not move it

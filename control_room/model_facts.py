@@ -10,9 +10,9 @@ import time
 from typing import Any
 
 from server.client import ANSWER_SECONDS
+from server.config import ServerConfig, TorchServeError
 from server.connection import MODEL_NAME, Keys, fetch
 from server.management import ModelStatus
-from server.process import ServerConfig, TorchServeError
 
 RETRY_SECONDS = 10.0  # after a question that nobody answered
 

@@ -11,9 +11,9 @@ import psutil
 import streamlit as st
 
 from control_room.serving_costs import batch_size_cost, delay_cost, worker_memory, workers_cost
+from server.config import ServerConfig, TorchServeError
 from server.management import DEFAULT_SETTINGS, SERVING_BOUNDS, ModelStatus, ServingSettings
 from server.model_store import CONTINUOUS_ARCHIVE, Archive, archive_for, list_archives, read_archive, twin_of
-from server.process import ServerConfig, TorchServeError
 
 
 def wanted_settings() -> ServingSettings:

@@ -16,10 +16,11 @@ import streamlit as st
 from control_room.actions import LABELS, Action, Actions, Outcome
 from control_room.model_facts import ModelFacts, describe_model
 from control_room.versions_panel import show_versions
+from server.config import ServerConfig, TorchServeError
 from server.logs import worker_exceptions
 from server.management import ManagementClient, ModelStatus, ServerView
 from server.metrics import ProcessSample, Snapshot, cpu_percent, read_snapshot
-from server.process import ServerConfig, TorchServeError, log_tail
+from server.process import log_tail
 from server.status import WorkerStatus
 from server.traffic import Traffic
 

@@ -12,9 +12,9 @@ from streamlit.delta_generator import DeltaGenerator
 
 from control_room.actions import Actions
 from experiments.guard import is_running
+from server.config import ServerConfig, TorchServeError
 from server.management import ManagementClient, ModelStatus
 from server.model_store import Archive, list_archives, read_archive
-from server.process import ServerConfig, TorchServeError
 
 
 def show_versions(config: ServerConfig, management: ManagementClient, actions: Actions, model: ModelStatus) -> None:

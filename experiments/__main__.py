@@ -14,7 +14,7 @@ from experiments.sweep import Experiment, Progress
 from load_test import PERCENTILES
 from prompt_sets import PROMPT_SETS
 from sampling_params import InvalidParameter
-from server.process import ServerConfig, TorchServeError
+from server.config import ServerConfig, TorchServeError
 
 
 def main() -> int:

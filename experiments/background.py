@@ -9,7 +9,7 @@ from collections.abc import Callable
 from experiments.guard import ExperimentFailed, put_back
 from experiments.records import Plan
 from experiments.sweep import Experiment, Progress
-from server.process import ServerConfig, TorchServeError
+from server.config import ServerConfig, TorchServeError
 
 CLOSE_SECONDS = 60.0  # for the end of a program whose experiment is still running: cancel it, put the settings back
 

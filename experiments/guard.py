@@ -13,9 +13,9 @@ from pathlib import Path
 
 from experiments import records
 from experiments.records import Setup
+from server.config import ServerConfig, TorchServeError
 from server.lock import Locked, held, is_held
 from server.management import ManagementClient
-from server.process import ServerConfig, TorchServeError
 from server.traffic import Patience
 
 LOCK_SECONDS = 1.0  # asking whether somebody holds the lock takes it for a moment

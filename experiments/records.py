@@ -17,8 +17,8 @@ from typing import Any, Literal
 from load_test import PERCENTILES, Run, Sample
 from prompt_sets import PROMPT_SETS
 from sampling_params import Bounds, InvalidParameter
+from server.config import ServerConfig, TorchServeError
 from server.model_store import ENDING, twin_of
-from server.process import ServerConfig, TorchServeError
 from server.status import SERVING_BOUNDS, ModelStatus, ServingSettings
 
 KEPT = 50

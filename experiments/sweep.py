@@ -25,8 +25,8 @@ from load_test import Run, Sample, run_load, torchserve_target
 from prompt_sets import make_bodies
 from sampling_params import InvalidParameter
 from server.client import InferenceClient
+from server.config import ServerConfig, TorchServeError
 from server.management import ManagementClient
-from server.process import ServerConfig, TorchServeError
 
 WARM_UP_TOKENS = 8
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scaling.policy import Observation, Policy
+from server.config import PROJECT, ServerConfig, TorchServeError
 from server.lock import Locked, held, is_held
-from server.process import PROJECT, ServerConfig, TorchServeError
 
 SWITCH_OFF_SECONDS = 10.0
 LOCK_SECONDS = 1.0  # is_on() holds the lock for a moment, too

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 from sampling_params import SamplingParams
+from server.config import ServerConfig, TorchServeError
 from server.connection import (
     MODEL_NAME,
     QUICK_SECONDS,
@@ -30,7 +31,7 @@ from server.connection import (
     send,
     unreachable,
 )
-from server.process import START_SECONDS, ServerConfig, TorchServeError, age_seconds, find_server
+from server.process import START_SECONDS, age_seconds, find_server
 
 CONNECT_SECONDS = 3.0
 PROBE_SECONDS = 30.0  # TorchServe never answers what a model that was unregistered had been asked

@@ -14,7 +14,8 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from server.process import ServerConfig, TorchServeError, find_server
+from server.config import ServerConfig, TorchServeError
+from server.process import find_server, key_file
 
 MODEL_NAME = "llamacpp"
 MODEL_VERSION = "1.0"
@@ -94,7 +95,7 @@ class Keys:
 
     def _read(self, entry: str) -> dict[str, str]:
         """One entry of the key file; read again when incomplete, because TorchServe writes it in place."""
-        file = self._config.key_file
+        file = key_file(self._config)
         for attempt in range(10):
             try:
                 return json.loads(file.read_text())[entry]

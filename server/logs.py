@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.process import ServerConfig
+from server.config import ServerConfig
+from server.process import key_file
 
 LOG_FILES = {
     "ts_log.log": "TorchServe itself: starts, registrations, trouble",
@@ -97,7 +98,7 @@ def black_out(text: str, secrets: Iterable[str]) -> str:
 def current_keys(config: ServerConfig) -> tuple[str, ...]:
     """All keys in the server's key file; none where it is missing or just being written."""
     try:
-        return tuple(entry["key"] for entry in json.loads(config.key_file.read_text()).values())
+        return tuple(entry["key"] for entry in json.loads(key_file(config).read_text()).values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ()
 

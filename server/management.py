@@ -23,12 +23,13 @@ from urllib.parse import urlencode
 import psutil
 
 from server import process as torchserve_process
+from server.config import ServerConfig, TorchServeError
 from server.connection import MODEL_NAME, QUICK_SECONDS, STATE_SECONDS, Keys, RequestRefused, ServerUnreachable, fetch
 from server.lock import Locked, held
 from server.logs import worker_exceptions
 from server.metrics import ARRIVED, read_snapshot
 from server.model_store import CONTINUOUS_ARCHIVE, DYNAMIC_ARCHIVE, archive_for, read_archive
-from server.process import START_SECONDS, ServerConfig, TorchServeError, find_server
+from server.process import START_SECONDS, find_server
 from server.status import DEFAULT_SETTINGS, SERVING_BOUNDS, ModelStatus, ServingSettings
 from server.traffic import Patience, wait_until_quiet
 

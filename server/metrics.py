@@ -16,8 +16,9 @@ from typing import NamedTuple
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
+from server.config import ServerConfig
 from server.connection import Keys, fetch_text
-from server.process import WORKER_SCRIPT, ServerConfig, find_server
+from server.process import WORKER_SCRIPT, find_server
 
 METRICS_SECONDS = 5.0
 

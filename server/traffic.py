@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from server.config import ServerConfig
 from server.metrics import ARRIVED, Snapshot, read_snapshot
-from server.process import ServerConfig
 from server.status import ModelStatus, WorkerStatus
 
 DRAIN_SECONDS = 60.0

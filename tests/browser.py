@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from server.process import PROJECT, ServerConfig
+from server.config import PROJECT, ServerConfig
 from serving import free_ports, wait_until
 
 CHROMIUM_FLAGS = (

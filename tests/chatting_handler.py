@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import serving
-from server.process import ServerConfig
+from server.config import ServerConfig
 
 
 def write_chatting_archives(config: ServerConfig) -> Path:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from server.config import PROJECT, ServerConfig
 from server.management import ManagementClient, ServingSettings
-from server.process import PROJECT, ServerConfig
 from serving import make_home, running_server
 
 

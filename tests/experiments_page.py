@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import streamlit as st  # noqa: E402
 
 from control_room.experiments_panel import show_experiments  # noqa: E402
-from server.process import ServerConfig  # noqa: E402
+from server.config import ServerConfig  # noqa: E402
 
 st.set_page_config(page_title="Experiments", layout="wide")
 show_experiments(ServerConfig.load())

@@ -21,7 +21,7 @@ from typing import Any
 import llama_cpp
 import pytest
 
-from server.process import PROJECT
+from server.config import PROJECT
 from synthetic_llama import CHAT_TEMPLATE
 
 VERSION = llama_cpp.__version__

@@ -11,7 +11,7 @@ import streamlit as st
 
 from control_room.autoscaler_panel import show_autoscaler
 from control_room.metrics_panel import show_metrics
-from server.process import ServerConfig
+from server.config import ServerConfig
 
 st.set_page_config(page_title="Panels", layout="wide")
 config = ServerConfig.load()

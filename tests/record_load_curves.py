@@ -20,8 +20,8 @@ from load_test import Run, run_load, torchserve_target
 from prompt_sets import make_bodies
 from scaling.policy import Observation, Policy
 from scaling.switch import read_report, switch_off, switch_on
+from server.config import PROJECT, ServerConfig
 from server.management import ManagementClient, ServingSettings
-from server.process import PROJECT, ServerConfig
 from serving import make_home, running_server, wait_until
 
 CURVES = Path(__file__).resolve().parent / "load_curves"

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from server.process import ServerConfig
+from server.config import ServerConfig
 
 HOLD_SECONDS = 120
 

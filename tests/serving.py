@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from server import process as torchserve_process
-from server.process import PROJECT, ServerConfig, find_java, is_listening
+from server.config import PROJECT, ServerConfig
+from server.java import find_java
+from server.process import is_listening
 
 T = TypeVar("T")
 

@@ -18,8 +18,8 @@ from chat.messages import Message
 from chat.store import WRITER_SECONDS, ChatStore
 from sampling_params import InvalidParameter
 from server.client import AnswerCut, Piece
+from server.config import PROJECT
 from server.connection import RequestRefused, ServerUnreachable
-from server.process import PROJECT
 from serving import wait_until
 
 

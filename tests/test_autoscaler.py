@@ -22,8 +22,8 @@ from scaling import switch
 from scaling.policy import Policy
 from scaling.switch import Entry, Report, is_on, owner, read_policy, read_report, switch_off, switch_on, write_policy
 from server import process as torchserve_process
+from server.config import PROJECT, ServerConfig, TorchServeError
 from server.management import ManagementClient, ServingSettings
-from server.process import PROJECT, ServerConfig, TorchServeError
 from serving import make_home, running_server, wait_until, write_echo_archives
 
 POLICY = Policy(min_workers=1, max_workers=3, max_memory_percent=95, calm_seconds=2, pause_seconds=1)
@@ -122,7 +122,7 @@ def test_it_outlives_the_program_that_switched_it_on(config: ServerConfig) -> No
     script = (
         "import sys, time; sys.path.insert(0, sys.argv[1])\n"
         "from scaling.switch import switch_on; from scaling.policy import Policy\n"
-        "from server.process import ServerConfig\n"
+        "from server.config import ServerConfig\n"
         "switch_on(ServerConfig.load(sys.argv[2]), Policy()); print('on', flush=True); time.sleep(600)"
     )
     command = [sys.executable, "-c", script, str(PROJECT), str(config.path)]

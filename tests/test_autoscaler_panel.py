@@ -17,8 +17,8 @@ from load_test import Run, run_load, torchserve_target
 from prompt_sets import make_bodies
 from scaling.policy import Policy
 from scaling.switch import is_on, owner, read_policy, read_report, switch_off, write_policy
+from server.config import ServerConfig
 from server.management import ManagementClient, ServingSettings
-from server.process import ServerConfig
 from serving import make_home, running_server, wait_until
 from wire import CHAT_PATH, chat_body, post
 

@@ -11,7 +11,8 @@ from playwright.sync_api import Browser, Page, expect
 
 from browser import open_page, running_app, running_browser, send
 from server import process as torchserve_process
-from server.process import ServerConfig, find_server
+from server.config import ServerConfig
+from server.process import find_server
 from serving import make_home, wait_until
 from wire import engine_metrics
 

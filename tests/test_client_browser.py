@@ -16,8 +16,8 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from browser import open_page, running_app, running_browser, send
 from scripted_server import running_scripted_server
 from server import process as torchserve_process
+from server.config import PROJECT, ServerConfig
 from server.management import ManagementClient, ServingSettings
-from server.process import PROJECT, ServerConfig
 from serving import make_home, wait_until, write_small_window_store
 from wire import Stream, chat_body, engine_metrics, headers
 

@@ -15,7 +15,7 @@ from experiments.records import Plan, Point, Record, Setup, Value
 from experiments.sweep import Pace
 from load_test import Run, Sample
 from sampling_params import InvalidParameter
-from server.process import ServerConfig, TorchServeError
+from server.config import ServerConfig, TorchServeError
 from server.status import ServingSettings
 from serving import make_home
 

@@ -20,8 +20,8 @@ from experiments.guard import ExperimentFailed, forget, is_running, left_behind,
 from experiments.records import Plan, Record, Setup
 from experiments.sweep import Experiment, Progress
 from server import process as torchserve_process
+from server.config import PROJECT, ServerConfig
 from server.management import ManagementClient, ServingSettings
-from server.process import PROJECT, ServerConfig
 from serving import make_home, running_server, wait_until
 
 BASE = ServingSettings(batch_size=2, max_batch_delay_ms=0, workers=1)

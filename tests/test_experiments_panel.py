@@ -17,8 +17,8 @@ from chatting_handler import write_chatting_archives
 from experiments import records
 from experiments.guard import is_running, note_file
 from experiments.records import Record, Setup
+from server.config import ServerConfig
 from server.management import ManagementClient, ServingSettings
-from server.process import ServerConfig
 from serving import make_home, running_server, wait_until
 
 PAGE = "tests/experiments_page.py"

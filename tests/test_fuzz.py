@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from llama_cpp_api import WITHOUT_EFFECT
 from sampling_params import BOUNDS, PARAMETER_NAMES
+from server.config import ServerConfig
 from server.management import ManagementClient
-from server.process import ServerConfig
 from serving import wait_until
 from wire import CHAT_PATH, MODEL_PATH, chat_body, engine_metrics, headers, post
 

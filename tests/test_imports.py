@@ -55,8 +55,8 @@ OUTSIDE = {
     "control_room": {"copy_panel", "server", "scaling", "experiments", "load_test", "prompt_sets"},
     "torchserve_server_app": {"server", "scaling", "experiments", "control_room"},
     # The chat holds the inference key only, so of the server it knows what needs no other.
-    "chat": {"copy_panel", "server.client", "server.connection", "server.process"},
-    "client_app": {"server.client", "server.process", "chat"},
+    "chat": {"copy_panel", "server.client", "server.config", "server.connection"},
+    "client_app": {"server.client", "server.config", "chat"},
     "run_chatapp": {"server"},
 }
 HOMES = {

@@ -12,7 +12,7 @@ from llama_cpp_engine import Engine, Request
 from llama_cpp_model import Model, TemplateError
 from llama_cpp_schema import JSON_OBJECT_GRAMMAR, json_schema_to_gbnf
 from sampling_params import SamplingParams
-from server.process import PROJECT
+from server.config import PROJECT
 from tiny_llama import write_tiny_llama
 
 DEMO = PROJECT / "models" / "SmolLM2-135M-Instruct-Q8_0.gguf"

@@ -31,7 +31,7 @@ from llama_snapshots import (
     write_weights,
 )
 from sampling_params import SamplingParams
-from server.process import PROJECT
+from server.config import PROJECT
 
 DEMO = PROJECT / "models" / "SmolLM2-135M-Instruct-Q8_0.gguf"
 Messages = list[dict[str, str]]

@@ -16,7 +16,7 @@ import pytest
 
 from load_test import Run, Sample, Target, run_load
 from prompt_sets import PROMPT_SETS, make_bodies
-from server.process import PROJECT
+from server.config import PROJECT
 from serving import wait_until
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from server.config import PROJECT
 from server.lock import Locked, held, is_held
-from server.process import PROJECT
 
 HOLDER = """
 import sys

@@ -13,7 +13,7 @@ import pytest
 
 from control_room import metrics_history
 from control_room.metrics_history import MetricsHistory
-from server.process import ServerConfig
+from server.config import ServerConfig
 from serving import make_home, wait_until
 
 WAITING = 3

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from server.config import PROJECT, TorchServeError
 from server.model_store import PackagingFailed, archive_for, list_archives, package_demo, read_archive, twin_of
-from server.process import PROJECT, TorchServeError
 from serving import make_home, write_echo_archives
 
 

@@ -15,7 +15,8 @@ import pytest
 from openai import OpenAI
 from pydantic import BaseModel, Field
 
-from server.process import ServerConfig
+from server.config import ServerConfig
+from server.process import key_file
 
 MODEL = "llama-cpp"
 HELLO = [{"role": "user", "content": "What is the closest star to Earth?"}]
@@ -33,7 +34,7 @@ class Person(BaseModel):
 
 
 def key(server: ServerConfig) -> str:
-    return json.loads(server.key_file.read_text())["inference"]["key"]
+    return json.loads(key_file(server).read_text())["inference"]["key"]
 
 
 def base_url(server: ServerConfig) -> str:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from server.process import PROJECT, ServerConfig
+from server.config import PROJECT, ServerConfig
 
 README = (PROJECT / "README.md").read_text()
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, re.MULTILINE | re.DOTALL)

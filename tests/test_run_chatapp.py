@@ -17,7 +17,8 @@ import pytest
 import run_chatapp
 from experiments.background import CLOSE_SECONDS
 from server import process as torchserve_process
-from server.process import PROJECT, find_server, is_listening
+from server.config import PROJECT
+from server.process import find_server, is_listening
 from serving import make_home, wait_until
 from wire import MODEL_PATH, post
 

@@ -16,8 +16,9 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from server import process as torchserve_process
+from server.config import PROJECT, ServerConfig
 from server.management import DEFAULT_SETTINGS, SERVING_BOUNDS, ManagementClient, ServingSettings
-from server.process import PROJECT, ServerConfig, find_server
+from server.process import find_server, key_file
 from serving import free_ports, make_home, running_server, wait_until, write_echo_archives
 
 WAIT_SECONDS = 120
@@ -250,6 +251,6 @@ def test_unusable_config_is_explained(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_page_never_shows_a_key(up: ServerConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     page = press(registered_page(up, monkeypatch), "model_status")
-    keys = [entry["key"] for entry in json.loads(up.key_file.read_text()).values()]
+    keys = [entry["key"] for entry in json.loads(key_file(up).read_text()).values()]
 
     assert not [key for key in keys if key in shown(page) + page.json[0].value]

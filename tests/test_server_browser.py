@@ -18,8 +18,9 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from browser import open_page, running_app, running_browser
 from server import process as torchserve_process
+from server.config import ServerConfig
 from server.management import ManagementClient, ModelStatus, ServingSettings
-from server.process import ServerConfig, find_server, is_listening, port_owner
+from server.process import find_server, is_listening, key_file, port_owner
 from serving import free_ports, make_home, running_server, start_by_hand, write_echo_archives
 from wire import Stream, chat_body
 
@@ -324,7 +325,7 @@ def test_copied_snippet_has_the_key_that_the_page_masks_and_works(
         press(page, "Copy the snippet with the key")
         expect(page.get_by_role("button", name="Copied")).to_be_visible()
         snippet = page.evaluate("navigator.clipboard.readText()")
-        keys = [entry["key"] for entry in json.loads(server.key_file.read_text()).values()]
+        keys = [entry["key"] for entry in json.loads(key_file(server).read_text()).values()]
 
         assert not [key for key in keys if key in page.content() + page.locator("body").inner_text()]
         answer = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, timeout=300)
@@ -337,7 +338,7 @@ def test_copied_snippet_has_the_key_that_the_page_masks_and_works(
 def test_logs_are_filtered_followed_and_downloaded_without_a_key(
     browser: Browser, page: Page, echo_url: str, echo_server: ServerConfig, management: ManagementClient
 ) -> None:
-    keys = [entry["key"] for entry in json.loads(echo_server.key_file.read_text()).values()]
+    keys = [entry["key"] for entry in json.loads(key_file(echo_server).read_text()).values()]
     page.goto(f"{echo_url}/?panel=Logs")
     expect(page.get_by_text("Inference API bind to").first).to_be_visible()
     page.get_by_role("textbox", name="Text to look for").fill("management api")

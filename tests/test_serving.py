@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import requests
 
+from server.config import ServerConfig
 from server.management import ManagementClient
-from server.process import ServerConfig
+from server.process import key_file
 from serving import wait_until
 from wire import CHAT_PATH, MODEL_PATH, Stream, chat_body, engine_metrics, headers, post, stream_at_once
 
@@ -279,7 +280,7 @@ def test_no_log_contains_a_conversation_or_a_key(server: ServerConfig) -> None:
     secret = "xylophonequartz"
     assert post(server, {"prompt": secret, "max_tokens": 4}).status_code == 200
     assert post(server, b'{"prompt": "' + secret.encode() + b'", bad').status_code == 400
-    keys = [entry["key"] for entry in json.loads(server.key_file.read_text()).values()]
+    keys = [entry["key"] for entry in json.loads(key_file(server).read_text()).values()]
     for log in server.logs.iterdir():
         text = log.read_text(errors="replace")
         assert not [word for word in (secret, *keys) if word in text], log.name

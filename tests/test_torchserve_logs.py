@@ -18,6 +18,7 @@ from server.logs import (
     split_records,
     worker_exceptions,
 )
+from server.process import key_file
 from serving import make_home
 
 STARTED = "2026-11-22T16:11:14,077 [INFO ] main org.pytorch.serve.ModelServer - Initialize Inference server"
@@ -79,7 +80,7 @@ def test_file_that_is_not_there_has_no_records(tmp_path: Path) -> None:
 def test_keys_are_blacked_out(tmp_path: Path) -> None:
     config = make_home(tmp_path)
     assert current_keys(config) == ()
-    config.key_file.write_text(json.dumps({"API": {"key": "secret-1"}, "inference": {"key": "secret-2"}}))
+    key_file(config).write_text(json.dumps({"API": {"key": "secret-1"}, "inference": {"key": "secret-2"}}))
 
     text = black_out("GET /models?token=secret-2 secret-1", current_keys(config))
 

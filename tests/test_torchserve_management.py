@@ -16,10 +16,11 @@ import pytest
 
 from sampling_params import InvalidParameter, SamplingParams
 from server.client import InferenceClient
+from server.config import ServerConfig
 from server.connection import RequestRefused, fetch
 from server.logs import worker_exceptions
 from server.management import ChangeFailed, ManagementClient, ModelStatus, ServingSettings
-from server.process import ServerConfig, find_server
+from server.process import find_server, key_file
 from serving import make_home, running_server, wait_until, write_echo_archives
 
 ONE = ServingSettings(batch_size=4, max_batch_delay_ms=0, workers=1)
@@ -255,13 +256,13 @@ def test_model_whose_workers_cannot_load_any_more_has_failed(server: ServerConfi
 
 
 def test_server_that_refuses_our_key_is_unhealthy(server: ServerConfig, one: ManagementClient) -> None:
-    keys = server.key_file.read_text()
+    keys = key_file(server).read_text()
     wrong = {name: entry | {"key": "wrong"} for name, entry in json.loads(keys).items()}
-    server.key_file.write_text(json.dumps(wrong))
+    key_file(server).write_text(json.dumps(wrong))
     try:
         view = one.look()
     finally:
-        server.key_file.write_text(keys)
+        key_file(server).write_text(keys)
 
     assert (view.state, view.model) == ("unhealthy", None)
     assert "refused the key" in view.problem
@@ -321,7 +322,7 @@ def ask(server: ServerConfig, kind: str) -> object:
 
 
 def keys_in(server: ServerConfig) -> dict[str, dict[str, str]]:
-    return json.loads(server.key_file.read_text())
+    return json.loads(key_file(server).read_text())
 
 
 def renew_elsewhere(server: ServerConfig, kind: str) -> None:
@@ -339,9 +340,9 @@ def test_key_renewed_by_another_program_is_picked_up(server: ServerConfig, one: 
 
 
 def test_refused_key_is_renewed(server: ServerConfig, one: ManagementClient, kind: str) -> None:
-    stale = server.key_file.read_text()
+    stale = key_file(server).read_text()
     renew_elsewhere(server, kind)
-    server.key_file.write_text(stale)
+    key_file(server).write_text(stale)
 
     ask(server, kind)
 
@@ -351,7 +352,7 @@ def test_refused_key_is_renewed(server: ServerConfig, one: ManagementClient, kin
 def test_key_is_renewed_before_it_expires(server: ServerConfig, one: ManagementClient, kind: str) -> None:
     keys = keys_in(server)
     keys[kind]["expiration time"] = "2001-01-01T00:00:00.123456789Z"
-    server.key_file.write_text(json.dumps(keys))
+    key_file(server).write_text(json.dumps(keys))
 
     ask(server, kind)
 
@@ -359,9 +360,9 @@ def test_key_is_renewed_before_it_expires(server: ServerConfig, one: ManagementC
 
 
 def test_key_file_that_is_being_written_is_read_again(server: ServerConfig, management: ManagementClient) -> None:
-    text = server.key_file.read_text()
-    server.key_file.write_text(text[:20])
-    writer = threading.Timer(0.1, server.key_file.write_text, [text])
+    text = key_file(server).read_text()
+    key_file(server).write_text(text[:20])
+    writer = threading.Timer(0.1, key_file(server).write_text, [text])
     writer.start()
 
     management.describe()
@@ -394,4 +395,4 @@ def test_server_without_tokens_needs_no_key(tmp_path: Path) -> None:
         ManagementClient(config).register(ONE)
 
         assert answer_of(config) == "hello"
-        assert not config.key_file.exists()
+        assert not key_file(config).exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import psutil
 import pytest
 
+from server.config import ServerConfig
 from server.management import ManagementClient
 from server.metrics import (
     ARRIVED,
@@ -21,7 +22,6 @@ from server.metrics import (
     rate,
     read_snapshot,
 )
-from server.process import ServerConfig
 from serving import wait_until
 from wire import CHAT_PATH, chat_body, post
 

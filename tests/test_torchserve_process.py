@@ -13,8 +13,10 @@ import psutil
 import pytest
 
 from server import process as torchserve_process
+from server.config import ServerConfig, TorchServeError
+from server.java import find_java
 from server.management import DEFAULT_SETTINGS, ManagementClient
-from server.process import ServerConfig, StartFailed, TorchServeError, find_java, find_server, is_listening
+from server.process import StartFailed, find_server, is_listening, key_file
 from serving import free_ports, make_home, running_server, start_by_hand, wait_until, write_echo_archives
 
 
@@ -50,7 +52,7 @@ def test_server_of_another_config_is_not_ours(server: ServerConfig, tmp_path: Pa
 
 
 def test_key_file_is_for_its_owner_only(server: ServerConfig) -> None:
-    assert server.key_file.stat().st_mode & 0o777 == 0o600
+    assert key_file(server).stat().st_mode & 0o777 == 0o600
 
 
 def test_taken_port_is_reported_with_its_owner(tmp_path: Path) -> None:
@@ -115,7 +117,7 @@ def test_stop_leaves_no_process_and_no_port(tmp_path: Path) -> None:
         assert not process.is_running()
         assert not psutil.pid_exists(status.workers[0].pid)
         assert not any(is_listening(host, port) for _, host, port in config.ports)
-        assert not config.key_file.exists()
+        assert not key_file(config).exists()
         assert not torchserve_process.runtime_dir(config).exists()
 
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from server.config import ServerConfig
 from server.management import ChangeFailed, ManagementClient, ModelStatus, ServingSettings
 from server.metrics import ARRIVED, read_snapshot
-from server.process import ServerConfig, find_server
+from server.process import find_server
 from server.traffic import Patience, Traffic
 from serving import make_home, running_server, wait_until
 from wire import Stream, chat_body, post

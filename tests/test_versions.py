@@ -13,10 +13,10 @@ import pytest
 
 from sampling_params import SamplingParams
 from server.client import InferenceClient
+from server.config import ServerConfig, TorchServeError
 from server.connection import RequestRefused, fetch
 from server.management import ArchiveMissing, ChangeFailed, ManagementClient, ServingSettings
 from server.metrics import ARRIVED, read_snapshot
-from server.process import ServerConfig, TorchServeError
 from server.traffic import Patience
 from serving import make_home, running_server, wait_until, write_echo_archives
 

@@ -13,8 +13,8 @@ from playwright.sync_api import Locator, Page, expect
 from browser import open_page, running_app, running_browser
 from sampling_params import SamplingParams
 from server.client import InferenceClient
+from server.config import ServerConfig
 from server.management import ManagementClient, ServingSettings
-from server.process import ServerConfig
 from serving import make_home, running_server
 
 LONG = 120_000  # milliseconds; for a load on a busy machine

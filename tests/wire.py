@@ -12,7 +12,8 @@ from typing import Any
 
 import requests
 
-from server.process import ServerConfig
+from server.config import ServerConfig
+from server.process import key_file
 
 MODEL_PATH = "/predictions/llamacpp"
 CHAT_PATH = f"{MODEL_PATH}/1.0/v1/chat/completions"
@@ -20,7 +21,7 @@ TIMEOUT = 300
 
 
 def headers(config: ServerConfig) -> dict[str, str]:
-    key = json.loads(config.key_file.read_text())["inference"]["key"]
+    key = json.loads(key_file(config).read_text())["inference"]["key"]
     return {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
 
 
