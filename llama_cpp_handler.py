@@ -76,7 +76,6 @@ class LlamaCppHandler:
         )
         n_saved_bytes = int(psutil.virtual_memory().available * SAVED_CACHE_SHARE)
         self._engine = Engine(self._model, n_saved_bytes)
-        self._fingerprint = self._model.fingerprint()
         self._open: dict[str, list[Request]] = {}  # by TorchServe's request id: one for each choice of an answer
 
         self._metrics = EngineMetrics(self._engine, context.metrics, context.model_name, worker_name())
@@ -125,8 +124,8 @@ class LlamaCppHandler:
             try:
                 route = find_route(requested_path(context, index))
                 if route is Route.MODELS:
-                    created = int(Path(self._model.path).stat().st_mtime)
-                    answers[index] = json.dumps(models_body(self._model_name, created, self._describe()))
+                    body = models_body(self._model_name, int(self._model.changed_at), self._describe())
+                    answers[index] = json.dumps(body)
                     context.set_response_content_type(index, JSON_TYPE)
                 else:
                     self._submit(request_id, parse_request(route, data[index]))
@@ -140,7 +139,7 @@ class LlamaCppHandler:
     def _submit(self, request_id: str, wanted: ApiRequest) -> None:
         self._check_vocabulary(wanted)
         tokens = self._tokenize(wanted)
-        reply = Reply(wanted, request_id, self._model_name, self._fingerprint)
+        reply = Reply(wanted, request_id, self._model_name, self._model.fingerprint)
         choices = [
             Request(
                 tokens,

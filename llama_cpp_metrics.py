@@ -58,18 +58,19 @@ class EngineMetrics:
         self._reported_at = 0.0
 
     def report(self, is_silent: bool = False) -> None:
-        """Tells what has changed since the last report; token counts at most every REPORT_SECONDS.
+        """Tells what has changed since the last report; if those are only tokens, at most every REPORT_SECONDS.
 
         is_silent: nothing is computed any more, whatever the engine holds.
         """
         counters, engine = self._engine.counters, self._engine
-        changed_slots = self._reported.get("llamacpp_slots_busy") != (0 if is_silent else len(engine.running))
-        if not changed_slots and time.monotonic() < self._reported_at + REPORT_SECONDS:
+        busy, waiting = (0, 0) if is_silent else (len(engine.running), len(engine.waiting))
+        told = self._reported.get("llamacpp_slots_busy"), self._reported.get("llamacpp_requests_waiting")
+        if told == (busy, waiting) and time.monotonic() < self._reported_at + REPORT_SECONDS:
             return
         self._reported_at = time.monotonic()
         self._set("llamacpp_slots", engine.model.n_slots)
-        self._set("llamacpp_slots_busy", 0 if is_silent else len(engine.running))
-        self._set("llamacpp_requests_waiting", 0 if is_silent else len(engine.waiting))
+        self._set("llamacpp_slots_busy", busy)
+        self._set("llamacpp_requests_waiting", waiting)
         self._set("llamacpp_cache_tokens", engine.cache.n_tokens)
         self._set("llamacpp_cache_capacity_tokens", engine.model.n_slots * engine.model.window)
         self._set("llamacpp_requests_total", counters.requests)

@@ -67,6 +67,7 @@ class Model:
     """A GGUF and one llama.cpp context with `n_slots` sequences, each with a cache of `window` tokens of its own.
 
     Separate caches (not `kv_unified`) because attention then reads only a sequence's own cells.
+    `fingerprint` and `changed_at` (of the file, seconds since 1970) are as they were when it was loaded.
     Raises ModelLoadError.
     """
 
@@ -90,6 +91,8 @@ class Model:
         model_params = llama_cpp.llama_model_default_params()
         model_params.n_gpu_layers = n_gpu_layers
         self.path = path
+        self.changed_at = Path(path).stat().st_mtime
+        self.fingerprint = _fingerprint(path, n_ctx)
         self._model, self.placement = _load(path, model_params)
         if not self._model:
             raise ModelLoadError(f"llama.cpp cannot load '{path}': is it a whole GGUF file? Its log has the reason.")
@@ -138,14 +141,8 @@ class Model:
             "chat_template": "raw" if self.template.is_raw else "model",
             "layers": self.placement.n_layers,
             "devices": self.placement.describe(),
-            "fingerprint": self.fingerprint(),
+            "fingerprint": self.fingerprint,
         }
-
-    def fingerprint(self) -> str:
-        """The same for answers of the same file (by its name and size), context window and llama.cpp."""
-        path = Path(self.path)
-        identity = f"{path.name} {path.stat().st_size} {self.window} {version('llama-cpp-python')}"
-        return f"fp_{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
 
     def set_threads(self, n_threads: int) -> None:
         """Threads for the next decode; takes effect at once."""
@@ -345,6 +342,15 @@ class Model:
         count = llama_cpp.llama_tokenize(self._vocab, raw, len(raw), tokens, room, add_special, parse_special)
         assert count >= 0, "a text has more tokens than bytes"
         return list(tokens[:count])
+
+
+def _fingerprint(path: str, n_ctx: int) -> str:
+    """The same for answers of the same file (by its name and size), wanted context window and llama.cpp.
+
+    The wanted one, since workers that have started with less free memory than their sibling have a smaller window.
+    """
+    identity = f"{Path(path).name} {Path(path).stat().st_size} {n_ctx} {version('llama-cpp-python')}"
+    return f"fp_{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
 
 
 _GGML_LOG_WARN, _GGML_LOG_ERROR = 3, 4  # enum ggml_log_level in ggml.h; llama_cpp._logger has an older one

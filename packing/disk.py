@@ -65,7 +65,7 @@ def unfinished_in(parent: Path) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX)
         folder = parent / UNFINISHED
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)  # the programs of a run that was killed may still be ending in there
         try:
             yield folder
         finally:

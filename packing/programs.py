@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -75,7 +75,8 @@ def started(program: Sequence[str], **environment: str) -> Iterator[subprocess.P
         try:
             yield process
         except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError, PermissionError):  # it has just ended, which macOS calls not permitted
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise
     finally:

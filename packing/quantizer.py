@@ -13,10 +13,10 @@ from pathlib import Path
 import llama_cpp
 
 from packing.gguf_file import read_head
+from packing.llama_log import ERROR, llama_log
 from packing.weight_types import QUANTIZATIONS
 
 BUFFER_BYTES = 2**28  # of tensor rows at once; llama.cpp's own choice is 8 GiB
-ERROR = 4  # enum ggml_log_level in ggml.h; llama_cpp._logger has an older one
 DONE = "quantized"  # a line of stderr: this word and the part that is done
 
 
@@ -25,22 +25,20 @@ def quantize_gguf(source: Path, target: Path, quantization: str) -> None:
     sizes = {name: tensor.n_elements for name, tensor in read_head(source).tensors.items()}
     total, done, errors = sum(sizes.values()), 0, ["llama.cpp gave no reason; is the disk full?"]
 
-    @llama_cpp.llama_log_callback
-    def on_log(level: int, text: bytes, _: object) -> None:
+    def take(level: int, line: str) -> None:
         nonlocal done
-        line = text.decode(errors="replace").strip()
         if level == ERROR:
             errors.append(line)
         elif found := re.match(r"\[ *\d+/ *\d+\] (\S+)", line):  # written when a tensor is begun
             print(f"{DONE} {done / total}", file=sys.stderr, flush=True)
             done += sizes.get(found[1], 0)
 
-    llama_cpp.llama_log_set(on_log, ctypes.c_void_p(0))
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = QUANTIZATIONS[quantization].file_type
     params.allow_requantize = True
     params.max_buf_size = BUFFER_BYTES
-    status = llama_cpp.llama_model_quantize(bytes(source), bytes(target), ctypes.byref(params))
+    with llama_log(take):
+        status = llama_cpp.llama_model_quantize(bytes(source), bytes(target), ctypes.byref(params))
     if status != 0:
         raise RuntimeError(errors[-1])
     print(f"{DONE} 1", file=sys.stderr, flush=True)

@@ -14,7 +14,6 @@ says so.
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import sys
@@ -26,13 +25,13 @@ import numpy as np
 import psutil
 
 from packing.gguf_file import BrokenGguf, GgufHead, read_head
+from packing.llama_log import ERROR, llama_log
 from packing.weight_types import QUANTIZATIONS
 
 TEXT = Path(__file__).with_name("soundness.txt")
 MIN_TOKENS, MAX_TOKENS = 24, 384
 WINDOW_TOKENS = 384  # read at once, without what came before
 OPERATIONS = 3.5e11  # for one reading: Llama 2 7B reads only 25 tokens of the text, in about 2 s on two cores
-ERROR = 4  # enum ggml_log_level in ggml.h
 
 
 class Unsound(Exception):
@@ -85,30 +84,29 @@ def measure(path: Path, text: bytes, n_tokens: int, *, checks_weights: bool) -> 
 
     On the CPU and through mmap, wherever the model will run: the f16 file may be larger than the memory.
     """
-    reasons: list[str] = []
+    reasons = ["llama.cpp gave no reason"]
 
-    @llama_cpp.llama_log_callback
-    def on_log(level: int, text: bytes, _: object) -> None:
+    def take(level: int, line: str) -> None:
         if level == ERROR:
-            reasons.append(text.decode(errors="replace").strip().rpartition(": ")[2])
+            reasons.append(line.rpartition(": ")[2])
 
-    llama_cpp.llama_log_set(on_log, ctypes.c_void_p(0))
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = 0
     params.check_tensors = checks_weights  # for NaN and the like
     params.use_extra_bufts = False  # weights as they are in the file: rearranging them takes longer, and their memory
-    model = llama_cpp.llama_model_load_from_file(bytes(path), params)
-    if not model:
-        raise Unsound(f"it cannot be loaded: {(reasons or ['llama.cpp gave no reason'])[0]}")
-    try:
-        vocabulary = llama_cpp.llama_model_get_vocab(model)
-        tokens = tokenize(vocabulary, text)[:n_tokens]
-        n_vocab = llama_cpp.llama_vocab_n_tokens(vocabulary)
-        windows = [tokens[begin : begin + WINDOW_TOKENS] for begin in range(0, len(tokens), WINDOW_TOKENS)]
-        logs = [each for window in windows for each in _log_probabilities(model, window, n_vocab)]
-        perplexity = float(np.exp(-np.mean(logs)))
-    finally:
-        llama_cpp.llama_model_free(model)
+    with llama_log(take):
+        model = llama_cpp.llama_model_load_from_file(bytes(path), params)
+        if not model:
+            raise Unsound(f"it cannot be loaded: {reasons[:2][-1]}")
+        try:
+            vocabulary = llama_cpp.llama_model_get_vocab(model)
+            tokens = tokenize(vocabulary, text)[:n_tokens]
+            n_vocab = llama_cpp.llama_vocab_n_tokens(vocabulary)
+            windows = [tokens[begin : begin + WINDOW_TOKENS] for begin in range(0, len(tokens), WINDOW_TOKENS)]
+            logs = [each for window in windows for each in _log_probabilities(model, window, n_vocab)]
+            perplexity = float(np.exp(-np.mean(logs)))
+        finally:
+            llama_cpp.llama_model_free(model)
     if not math.isfinite(perplexity):
         raise Unsound(f"{path.name} predicts no numbers ({perplexity})")
     return perplexity, len(tokens), n_vocab

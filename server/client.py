@@ -208,6 +208,7 @@ class InferenceClient:
                 self._has_answered, self._probe = False, None
                 return obstacle
             if (not self._has_answered or self._has_changed) and self._probe is None:
+                self._has_changed = False
                 self._probe = threading.Thread(target=self._ask_a_worker, daemon=True)
                 self._probe.start()
             probe = self._probe
@@ -238,7 +239,7 @@ class InferenceClient:
                 return  # the model that it asked has gone meanwhile
             self._probe = None
             if models is not None:
-                self._facts, self._has_answered, self._has_changed = read_facts(models), True, False
+                self._facts, self._has_answered = read_facts(models), True
 
     def _see_model(self, fingerprint: str) -> None:
         """An older archive says nothing about its fingerprint: there is nothing to compare with."""

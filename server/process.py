@@ -171,10 +171,11 @@ def start(config: ServerConfig, tell: Callable[[str], None] = lambda sentence: N
         config.model_store.mkdir(parents=True, exist_ok=True)
         config.logs.mkdir(exist_ok=True)
         folder = _make_runtime_dir(config)
+        lock = (config.logs / "start.lock").open("w")  # not in `folder`, which a failure removes
     except OSError as error:
         raise TorchServeError(f"TorchServe's folders cannot be made ({error}): make that place writable.") from error
     try:
-        with (folder / "start.lock").open("w") as lock:
+        with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # a second server here would fail, but only after overwriting the key file
             running = find_server(config)
             if running:
@@ -185,6 +186,7 @@ def start(config: ServerConfig, tell: Callable[[str], None] = lambda sentence: N
             tell("Looking for Java")
             java = find_java()
             tell(f"Launching TorchServe with {java}")
+            _make_runtime_dir(config)  # again: who had the lock before may have failed
             _launch(config, java, folder)
         _await_start(config, java, tell)
     except TorchServeError:

@@ -170,7 +170,7 @@ class Project:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,  # the first one may fetch the converter's packages
         )
         return Outcome.of(way, process, self.root.parent)
 

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import requests
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
@@ -212,6 +213,7 @@ def is_whole(shot: Shot, status: int, text: str) -> bool:
     )
 
 
+@pytest.mark.timeout(1800)  # some minutes even on a quiet machine
 def test_two_thousand_requests_of_any_kind_leave_the_server_as_it_was(server: ServerConfig) -> None:
     pids = worker_pids(server)
     fuzz = draw_shots(N_REQUESTS)

@@ -59,12 +59,13 @@ OUTSIDE = {
     "client_app": {"server.client", "server.config", "chat"},
     "run_chatapp": {"server"},
 }
+PACKING = {"packing.llama_log", "packing.quantizer", "packing.soundness"}
 HOMES = {
     "streamlit": {name for name in MODULES if name.endswith(("_app", "_panel"))},
     "altair": {"experiments.charts"},
     "prometheus_client": {"server.metrics"},
     "ts": {"llama_cpp_handler", "llama_cpp_metrics"},
-    "llama_cpp": {"llama_cpp_model", "llama_cpp_sampler", "packing.quantizer", "packing.soundness"},
+    "llama_cpp": {"llama_cpp_model", "llama_cpp_sampler", *PACKING},
     "jinja2": {"llama_cpp_template"},
     "torch": set(),
 }

@@ -208,8 +208,8 @@ def test_the_fingerprint_is_that_of_the_file_and_its_window(demo: Model, llama2:
     longer = Model(demo.path, n_slots=1, n_ctx=2048, n_threads=1)
     same = Model(demo.path, n_slots=1, n_ctx=1024, n_threads=2)
     try:
-        assert len({model.fingerprint() for model in (demo, same, longer, llama2)}) == 3
-        assert demo.fingerprint() == same.fingerprint()
+        assert len({model.fingerprint for model in (demo, same, longer, llama2)}) == 3
+        assert demo.fingerprint == same.fingerprint
     finally:
         longer.close()
         same.close()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from packing.gguf_file import BrokenGguf, read_head
 from packing.quantizer import quantize_gguf
 from packing.soundness import Unsound, examine
 from packing.weight_types import F32, Q8_0
+from server.config import PROJECT
 from server.model_store import read_archive
 from tiny_llama import N_CTX, N_EMBD, TEMPLATE, write_tiny_llama
 
@@ -31,6 +34,17 @@ def tiny_made(tiny_source: Path, tmp_path: Path) -> Path:
     """The tiny model as Q8_0."""
     quantize_gguf(tiny_source, tmp_path / "made.gguf", "Q8_0")
     return tmp_path / "made.gguf"
+
+
+def test_llama_cpp_can_go_on_in_the_program_that_has_quantized(tiny_source: Path, tmp_path: Path) -> None:
+    """A log callback that Python has freed would end it."""
+    script = (
+        "import sys, llama_cpp; from pathlib import Path; from packing.quantizer import quantize_gguf\n"
+        "quantize_gguf(Path(sys.argv[1]), Path(sys.argv[2]), 'Q8_0')\n"
+        "llama_cpp.llama_model_load_from_file(sys.argv[2].encode(), llama_cpp.llama_model_default_params())"
+    )
+    program = [sys.executable, "-c", script, str(tiny_source), str(tmp_path / "made.gguf")]
+    assert subprocess.run(program, cwd=PROJECT, stderr=subprocess.DEVNULL).returncode == 0
 
 
 def test_head_of_a_gguf_has_its_metadata_and_tensors(tiny_source: Path, tiny_made: Path) -> None:

@@ -21,7 +21,9 @@ from wire import CHAT_PATH, MODEL_PATH, Stream, chat_body, engine_metrics, heade
 
 QUESTION = "Question: What is the closest star to Earth ? Answer:"
 GREEDY = {"temperature": 0}
-ENDLESS = chat_body("Repeat the word la forever: la la la la la la la la la la la", max_tokens=2000, **GREEDY)
+ENDLESS = chat_body(
+    "Repeat the word la forever: la la la la la la la la la la la", max_tokens=2000, ignore_eos=True, **GREEDY
+)
 
 
 def test_the_users_original_call_answers_with_the_prompt_and_its_completion(server: ServerConfig) -> None:
@@ -57,14 +59,13 @@ def test_the_served_model_is_described(server: ServerConfig) -> None:
     assert model["meta"]["slots"] == 8
     assert model["meta"]["batching"] == "continuous"
     assert model["meta"]["context_window"] > 0
-    assert (
-        model["meta"]["fingerprint"]
-        == post(server, chat_body("Hi", max_tokens=1), CHAT_PATH).json()["system_fingerprint"]
-    )
+    answer = post(server, chat_body("Hi", max_tokens=1), CHAT_PATH).json()
+    assert answer["system_fingerprint"] == model["meta"]["fingerprint"]
 
 
 def test_a_stream_tells_how_far_the_prompt_is_read_and_counts_as_it_goes(server: ServerConfig) -> None:
-    body = chat_body("Read this. " * 600 + str(time.time()), max_tokens=8, stream=True, **GREEDY)
+    question = f"{time.time()} " + "Read this. " * 1200  # nothing of it is in the cache
+    body = chat_body(question, max_tokens=8, stream=True, ignore_eos=True, **GREEDY)
     response = post(server, {**body, "return_progress": True, "timings_per_token": True}, CHAT_PATH)
     events = [json.loads(line.removeprefix("data: ")) for line in response.text.split("\n\n")[:-2]]
     progress = [event["prompt_progress"] for event in events if "prompt_progress" in event]
