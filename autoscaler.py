@@ -75,8 +75,7 @@ class Autoscaler:
         self._blocker = ""
         self._now = "Starting."
         self._seen: Observation | None = None
-        before = read_report(config)
-        self._log = list(before.log) if before else []
+        self._log: list[Entry] = []
 
     def stop(self) -> None:
         """Ends `run` after the change under way; from any thread or signal handler."""
@@ -84,6 +83,8 @@ class Autoscaler:
 
     def run(self) -> None:
         """Looks and acts until stop() is called or TorchServe ends; raises TorchServeError if it cannot begin."""
+        before = read_report(self._config)
+        self._log = list(before.log) if before else []
         try:
             policy = read_policy(self._config)
             self._use_dynamic_batching()
@@ -223,11 +224,11 @@ def main() -> int:
             switch_off(config)
             return 0
         chosen = {name: value for name, value in vars(arguments).items() if name != "off" and value is not None}
+        autoscaler = Autoscaler(config)
+        for number in (signal.SIGINT, signal.SIGTERM):  # before the lock tells whom to end
+            signal.signal(number, lambda *_: autoscaler.stop())
         with only_one(config):
             write_policy(config, replace(read_policy(config), **chosen))
-            autoscaler = Autoscaler(config)
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, lambda *_: autoscaler.stop())
             autoscaler.run()
     except (TorchServeError, ValueError) as error:
         print(error, file=sys.stderr)

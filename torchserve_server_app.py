@@ -148,9 +148,9 @@ def show_sidebar(model: ModelStatus | None, has_experiment: bool) -> None:
         st.caption("An experiment is running: it changes the settings and puts them back at its end.")
     elif change:
         st.caption(change)
-    outcome = actions.latest.outcome if actions.latest else None
-    if outcome:
-        show_outcome(outcome)
+    latest = actions.latest
+    if latest and latest.outcome:
+        show_outcome(latest.outcome)
 
 
 try:

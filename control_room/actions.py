@@ -79,7 +79,8 @@ class Actions:
     @property
     def current(self) -> Action | None:
         """The action under way."""
-        return self.latest if self.latest and self.latest.outcome is None else None
+        latest = self.latest
+        return latest if latest and latest.outcome is None else None
 
     @property
     def latest_state(self) -> tuple[int, bool]:

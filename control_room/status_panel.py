@@ -47,12 +47,14 @@ COLORS = {
 
 def show_state(config: ServerConfig, management: ManagementClient, actions: Actions, is_detailed: bool) -> ServerView:
     """Draws what there is now, all of it or (not `is_detailed`) in one line; returns what was drawn."""
-    if actions.current:
-        _show_action(config, actions.current)
-    elif actions.latest and actions.latest.outcome and not actions.latest.outcome.is_success:
-        _show_failure(actions, actions.latest.outcome)
+    latest = actions.latest  # once: it may end in between
+    outcome = latest.outcome if latest else None
+    if latest and not outcome:
+        _show_action(config, latest)
+    elif outcome and not outcome.is_success:
+        _show_failure(actions, outcome)
     view = management.look()
-    if view.state == "up" and actions.current and actions.current.name == "start":
+    if view.state == "up" and latest and not outcome and latest.name == "start":
         view = replace(view, state="starting")  # it answers, but not yet on every port
     snapshot = _read_snapshot(config) if view.state == "up" else None
     if not is_detailed:

@@ -64,7 +64,10 @@ def _archives(store: Path) -> list[Archive]:
     """One for each version, the newest first. The sidebar says what is wrong with those that cannot be read."""
     found: dict[str, Archive] = {}
     for name in list_archives(store):
-        archive = _read(store / name, (store / name).stat().st_mtime)
+        try:
+            archive = _read(store / name, (store / name).stat().st_mtime)
+        except FileNotFoundError:  # removed just now
+            continue
         if archive:
             found.setdefault(archive.version, archive)
     return sorted(found.values(), key=lambda each: _number(each.version), reverse=True)

@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
+
 from scaling.policy import Observation, Policy
 from server.config import PROJECT, ServerConfig, TorchServeError
 from server.lock import Locked, held, is_held
@@ -123,7 +125,10 @@ def is_on(config: ServerConfig) -> bool:
 
 def owner(config: ServerConfig) -> int | None:
     """The process id of the autoscaler that is on, 0 while it starts; None if none is."""
-    return int(_lock_file(config).read_text() or 0) if is_held(_lock_file(config)) else None
+    if not is_held(_lock_file(config)):
+        return None
+    pid = int(_lock_file(config).read_text() or 0)
+    return pid if psutil.pid_exists(pid) else 0  # one that was killed has left its own
 
 
 def _lock_file(config: ServerConfig) -> Path:
@@ -138,7 +143,10 @@ def only_one(config: ServerConfig) -> Iterator[None]:
     try:
         with held(_lock_file(config), LOCK_SECONDS):
             _lock_file(config).write_text(str(os.getpid()))
-            yield
+            try:
+                yield
+            finally:
+                _lock_file(config).write_text("")
     except Locked as error:
         raise AlreadyOn(f"The autoscaler is on already (process {owner(config)}).") from error
 
@@ -196,9 +204,10 @@ def _was_logged(config: ServerConfig, kind: Kind, pid: int, since: float) -> boo
 def switch_off(config: ServerConfig) -> None:
     """Ends the autoscaler and leaves the workers as they are; raises TorchServeError where it does not end."""
     deadline = time.monotonic() + SWITCH_OFF_SECONDS
-    while pid := owner(config):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
+    while (pid := owner(config)) is not None:
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
         if time.monotonic() > deadline:
             raise TorchServeError("The autoscaler is changing the workers: it ends when that is done.")
         time.sleep(0.1)

@@ -271,12 +271,19 @@ class ManagementClient:
         if are_retired and arrived is not None:
             patience.tell("Ending the workers")
             self._delete()
-            if read_snapshot(self._config).total(ARRIVED) == arrived:
+            if self._arrived() == arrived:
                 return
         # What TorchServe had accepted it would now neither answer nor cut; only its end does that.
         patience.tell("Cutting the requests in progress: TorchServe is started again")
         torchserve_process.stop(self._config)
         torchserve_process.start(self._config)
+
+    def _arrived(self) -> float | None:
+        """How many requests have arrived since TorchServe's start; None where it does not tell just now."""
+        try:
+            return read_snapshot(self._config).total(ARRIVED)
+        except TorchServeError:
+            return None
 
     def _registered(self, version: str = "") -> ModelStatus:
         status = self._describe(QUICK_SECONDS, version)

@@ -9,9 +9,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import streamlit as st
 
+from control_room import metrics_history
 from control_room.autoscaler_panel import show_autoscaler
 from control_room.metrics_panel import show_metrics
 from server.config import ServerConfig
+
+metrics_history.WINDOW_POINTS = 300  # an answer's time to first token is there to be seen on a slow machine, too
 
 st.set_page_config(page_title="Panels", layout="wide")
 config = ServerConfig.load()

@@ -74,10 +74,10 @@ class Load:
     def __init__(self, config: ServerConfig) -> None:
         self._enough = threading.Event()
         self._runs: list[Run] = []
-        bodies = make_bodies("short", 600, 48, str(time.time()))
+        bodies = make_bodies("short", 20_000, 48, str(time.time()))
         target = torchserve_target(config)
         self._thread = threading.Thread(
-            target=lambda: self._runs.append(run_load(target, bodies, 12, stop=self._enough))
+            target=lambda: self._runs.append(run_load(target, bodies, 12, stop=self._enough)), daemon=True
         )
         self._thread.start()
 
@@ -112,7 +112,9 @@ def test_metrics_show_what_the_server_does_and_every_tab_has_the_same_history(
 @pytest.mark.parametrize("width", [1280, 400])
 def test_nothing_of_the_metrics_moves_while_they_are_refreshed(browser: Browser, url: str, width: int) -> None:
     page = open_page(browser, url, width=width)
-    expect(page.get_by_test_id("stVegaLiteChart").last.locator("canvas, svg").first).to_be_visible()
+    expect(page.get_by_test_id("stVegaLiteChart")).to_have_count(len(CHARTS))
+    for chart in page.get_by_test_id("stVegaLiteChart").all():
+        expect(chart.locator("canvas, svg").first).to_be_visible()
     page.wait_for_load_state("networkidle")
 
     def places() -> list[object]:
@@ -133,7 +135,7 @@ def test_under_load_it_goes_up_to_three_workers_and_back_to_one_before_everybody
     page = open_tab(browser, url, "Autoscaler")
     expect(page.get_by_text("switching it on registers the model again")).to_be_visible()
     toggle(page)
-    expect(page.get_by_text("Switched on for 1 to 3 workers.")).to_be_visible(timeout=LONG)
+    wait_for_decision(page, r"Switched on for 1 to 3 workers\.")
     pid = owner(config)
 
     load = Load(config)

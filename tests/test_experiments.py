@@ -184,7 +184,7 @@ def test_experiment_without_a_model_says_what_to_do(server: ServerConfig) -> Non
 def test_background_goes_on_alone_and_can_be_cancelled(server: ServerConfig) -> None:
     background = Background(server)
     background.start(LONG)
-    wait_until(lambda: background.progress and background.progress.answered, what="an answer")
+    wait_until(lambda: background.progress and background.progress.answered, 120, "an answer")
     background.start(PLAN)  # from another page: there is one already
 
     background.cancel()
@@ -206,10 +206,11 @@ def start_command(config: ServerConfig, *arguments: str) -> subprocess.Popen[str
 
 
 def start_long_command(config: ServerConfig) -> subprocess.Popen[str]:
-    """Returns when it serves with batch size 1."""
+    """Returns when it serves with batch size 1, and its worker has loaded."""
     size = ("--clients", "2", "--requests", "500", "--max-tokens", "200")
     process = start_command(config, "--sweep", "batch_size=1", *size)
-    wait_until(lambda: is_served_with_batch_size(config, 1), timeout=60, what="the first value")
+    wait_until(lambda: is_served_with_batch_size(config, 1), timeout=120, what="the first value")
+    wait_until(lambda: (model := ManagementClient(config).describe()) and model.is_ready, 120, "its worker")
     return process
 
 

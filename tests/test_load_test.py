@@ -110,6 +110,16 @@ def send_event(handler: BaseHTTPRequestHandler, event: object) -> None:
     handler.wfile.flush()
 
 
+def wait_for_company(seen: Answers) -> Callable[[BaseHTTPRequestHandler], None]:
+    """Good answers, the first of them when three requests are open."""
+
+    def behave(handler: BaseHTTPRequestHandler) -> None:
+        wait_until(lambda: seen.open_at_most >= 3, what="three clients")
+        good_answer(handler)
+
+    return behave
+
+
 def good_answer(handler: BaseHTTPRequestHandler) -> None:
     handler.send_response(200)
     handler.end_headers()
@@ -174,6 +184,7 @@ def answers() -> Iterator[tuple[Target, Answers]]:
 
 def test_every_request_is_sent_once_by_as_many_clients_as_asked_for(answers: tuple[Target, Answers]) -> None:
     target, seen = answers
+    seen.behave = wait_for_company(seen)
     told: list[Sample] = []
 
     run = run_load(target, make_bodies("short", 10, 16, "run"), clients=3, on_sample=told.append)

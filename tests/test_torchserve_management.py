@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 import threading
 import time
@@ -17,7 +18,7 @@ import pytest
 from sampling_params import InvalidParameter, SamplingParams
 from server.client import InferenceClient
 from server.config import ServerConfig
-from server.connection import RequestRefused, fetch
+from server.connection import Keys, RequestRefused, fetch
 from server.logs import worker_exceptions
 from server.management import ChangeFailed, ManagementClient, ModelStatus, ServingSettings
 from server.process import find_server, key_file
@@ -69,6 +70,24 @@ def answer_of(server: ServerConfig) -> str:
 def refuse(server: ServerConfig, batch_size: int) -> None:
     """From now on a worker with that batch size or more fails to load."""
     (server.home / "refuse_batch_size").write_text(str(batch_size))
+
+
+def test_everybody_is_answered_while_a_worker_loads(server: ServerConfig, management: ManagementClient) -> None:
+    holds_up = server.home / "refuse_batch_size"
+    os.mkfifo(holds_up)  # the worker waits for a word in it
+    loading = threading.Thread(target=management.register, args=(ONE,))
+    inference = Keys(server, "inference")
+    loading.start()
+    try:
+        wait_until(lambda: (status := management.describe()) and not status.is_ready, what="the worker to load")
+        for _ in range(24):  # new connections, which TorchServe hands to its threads in turn
+            answer = inference.use(lambda key: fetch("GET", f"{server.inference_url}/ping", key, seconds=10))
+            assert answer == {"status": "Healthy"}
+        assert not described(management).is_ready
+    finally:
+        holds_up.write_text("999")
+        loading.join()
+    assert described(management).is_ready
 
 
 def test_one_worker_gets_continuous_batching(server: ServerConfig, management: ManagementClient) -> None:

@@ -128,12 +128,14 @@ def test_no_request_is_refused_meanwhile(server: ServerConfig, management: Manag
 
     asking = threading.Thread(target=ask_on_and_on)
     asking.start()
-    wait_until(lambda: answers, what="the first answer")
-    management.make_default(NEW)
-    answered = len(answers)
-    wait_until(lambda: len(answers) > answered + 1, what="an answer of the new version")
-    is_over.set()
-    asking.join()
+    try:
+        wait_until(lambda: answers, what="the first answer")
+        management.make_default(NEW)
+        answered = len(answers)
+        wait_until(lambda: len(answers) > answered + 1, what="an answer of the new version")
+    finally:
+        is_over.set()
+        asking.join()
 
     assert errors == []
     assert (answers[0], answers[-1]) == ("1.0 hello", "1.1 hello")
