@@ -135,7 +135,7 @@ class Autoscaler:
         if decision.workers == seen.workers:
             self._hold(decision, seen)
         elif time.monotonic() >= self._retry_at:
-            self._change(decision, seen)
+            self._change(decision, seen, model)
 
     def _observe(self, model: ModelStatus, snapshot: Snapshot) -> Observation:
         at = time.monotonic()
@@ -182,11 +182,11 @@ class Autoscaler:
             self._log_entry("held back", seen.workers, decision.reason)
         self._tell(decision.reason)
 
-    def _change(self, decision: Decision, seen: Observation) -> None:
+    def _change(self, decision: Decision, seen: Observation, model: ModelStatus) -> None:
         is_up = decision.workers > seen.workers
         self._tell(f"{decision.reason} {seen.workers} → {decision.workers} workers …")
         try:
-            if not is_up and not self._is_newest_quiet():
+            if not is_up and not self._is_newest_quiet(model):
                 self._tell(f"{decision.reason} Waiting for a moment without requests, so that none is cut.")
                 return
             self._management.scale(decision.workers)
@@ -198,8 +198,8 @@ class Autoscaler:
         self._trend, self._blocker = Trend(changed_at=time.monotonic()), ""
         self._tell(self._log[-1].text)
 
-    def _is_newest_quiet(self) -> bool:
-        patience = Patience(QUIET_SECONDS)
+    def _is_newest_quiet(self, model: ModelStatus) -> bool:
+        patience = Patience(QUIET_SECONDS + model.settings.max_batch_delay_ms / 1000)
         return wait_until_quiet(self._config, self._management.describe, patience, last=1) is not None
 
     def _add(self, kind: Kind, text: str) -> None:

@@ -65,6 +65,7 @@ def torchserve(config: ServerConfig) -> Iterator[None]:
     """TorchServe, running; stopped at the end if it was started here."""
     if find_server(config):
         say("TorchServe is already running; it will be left running.")
+        start(config)  # and returns when it answers
         yield
         return
     say("Starting TorchServe …")

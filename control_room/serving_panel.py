@@ -36,11 +36,11 @@ def is_other_than_seen(model: ModelStatus | None) -> bool:
 
 
 def follow(config: ServerConfig, model: ModelStatus | None) -> None:
-    """Sets the sliders, before they are drawn, to what the server serves with, unless somebody has moved them."""
+    """Sets the choice, before it is drawn, to what the server serves with, unless somebody has chosen otherwise."""
     seen = st.session_state.get("seen")
     if "workers" not in st.session_state:
         _set_sliders(config, model.settings if model else DEFAULT_SETTINGS, model.archive if model else None)
-    elif model and model.is_ready and (seen is None or wanted_settings() == seen[0]):
+    elif model and model.is_ready and (wanted_settings(), wanted_archive(config)) in (seen, st.session_state.untouched):
         _set_sliders(config, model.settings, model.archive)
     if model and model.is_ready:
         st.session_state.seen = (model.settings, model.archive)
@@ -48,10 +48,17 @@ def follow(config: ServerConfig, model: ModelStatus | None) -> None:
 
 def _set_sliders(config: ServerConfig, settings: ServingSettings, archive: str | None) -> None:
     for name, bounds in SERVING_BOUNDS.items():
-        st.session_state[name] = int(min(max(getattr(settings, name), bounds.low), bounds.high))
+        _set(name, int(min(max(getattr(settings, name), bounds.low), bounds.high)))
     chosen = next((name for name in list_archives(config.model_store) if archive in (name, twin_of(name))), None)
     if chosen:
-        st.session_state.archive = chosen
+        _set("archive", chosen)
+    st.session_state.untouched = (wanted_settings(), wanted_archive(config))
+
+
+def _set(name: str, value: int | str) -> None:
+    """Only if different: else a move that was made while the page was being drawn would be lost."""
+    if st.session_state.get(name) != value:
+        st.session_state[name] = value
 
 
 def show_choice(config: ServerConfig, model: ModelStatus | None) -> None:

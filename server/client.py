@@ -25,6 +25,7 @@ from server.connection import (
     STATE_SECONDS,
     Keys,
     RequestRefused,
+    ServerUnreachable,
     connection_to,
     fetch,
     refusal_from_handler,
@@ -194,7 +195,7 @@ class InferenceClient:
         return self._facts.has_chat_template
 
     def state(self) -> Literal["down", "starting", "unhealthy", "no model", "loading", "ready"]:
-        """As well as the inference key can tell; takes about a second at most and raises nothing.
+        """As well as the inference key can tell; takes some two seconds at most and raises nothing.
 
         "unhealthy": it runs but does not answer, or not to us.
         TorchServe tells this key whether the model is registered, but not whether a worker has loaded it. Only a
@@ -218,7 +219,7 @@ class InferenceClient:
 
     def _obstacle(self) -> Literal["down", "starting", "unhealthy", "no model"] | None:
         try:
-            self._call("OPTIONS", STATE_SECONDS)
+            self._look()
             return None
         except RequestRefused as refusal:
             if refusal.status == 502:  # what answers is not TorchServe
@@ -229,6 +230,13 @@ class InferenceClient:
         if process is None:
             return "down"
         return "starting" if age_seconds(process) < START_SECONDS else "unhealthy"
+
+    def _look(self) -> None:
+        """Again where nobody answers: one of TorchServe's threads may be loading a model, the next one is not."""
+        try:
+            self._call("OPTIONS", STATE_SECONDS)
+        except ServerUnreachable:
+            self._call("OPTIONS", STATE_SECONDS)
 
     def _ask_a_worker(self) -> None:
         models = None

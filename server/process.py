@@ -9,6 +9,7 @@ Not covered: other people's processes.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -167,32 +168,58 @@ def start(config: ServerConfig, tell: Callable[[str], None] = lambda sentence: N
     `tell` gets a sentence at every step. Raises TorchServeError with the reason when it cannot start, or not within
     START_SECONDS. The server is no child of this process: Ctrl-C, a closed page or a stopped app leave it running.
     """
+    with _only_one(config):
+        running = find_server(config)
+        java = None if running else _begin(config, tell)
+    if running:
+        _await_ports(config, START_SECONDS - age_seconds(running), tell)  # somebody else may just have started it
+        return f"TorchServe is already running (process {running.pid})."
+    if still_silent := _await_ports(config, START_SECONDS, tell):
+        has_ended, last_words = find_server(config) is None, _last_words(config)
+        stop(config)
+        if has_ended:
+            raise StartFailed(f"TorchServe ended right after its start with {java}: {last_words}")
+        raise StartFailed(
+            f"TorchServe did not answer within {START_SECONDS:.0f} s ({', '.join(still_silent)}) and was stopped: "
+            f"{last_words}"
+        )
+    return f"TorchServe is running with {java}."
+
+
+@contextlib.contextmanager
+def _only_one(config: ServerConfig) -> Iterator[None]:
+    """One start or stop at a time, in whatever program: a second server would fail, but only after overwriting the key
+    file, and a stop would remove what a start has just made.
+    """
+    try:
+        config.logs.mkdir(exist_ok=True)
+        lock = (config.logs / "start.lock").open("w")
+    except OSError as error:
+        raise TorchServeError(f"{config.logs} cannot be written ({error}): make that place writable.") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _begin(config: ServerConfig, tell: Callable[[str], None]) -> Java:
+    """Launches TorchServe, which does not answer yet; where that fails, nothing of it is left."""
     try:
         config.model_store.mkdir(parents=True, exist_ok=True)
-        config.logs.mkdir(exist_ok=True)
         folder = _make_runtime_dir(config)
-        lock = (config.logs / "start.lock").open("w")  # not in `folder`, which a failure removes
     except OSError as error:
         raise TorchServeError(f"TorchServe's folders cannot be made ({error}): make that place writable.") from error
     try:
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # a second server here would fail, but only after overwriting the key file
-            running = find_server(config)
-            if running:
-                return f"TorchServe is already running (process {running.pid})."
-            tell("Looking whether the ports are free")
-            _require_free_ports(config)
-            _stop_processes(_workers(config, None))
-            tell("Looking for Java")
-            java = find_java()
-            tell(f"Launching TorchServe with {java}")
-            _make_runtime_dir(config)  # again: who had the lock before may have failed
-            _launch(config, java, folder)
-        _await_start(config, java, tell)
+        tell("Looking whether the ports are free")
+        _require_free_ports(config)
+        _stop_processes(_workers(config, None))
+        tell("Looking for Java")
+        java = find_java()
+        tell(f"Launching TorchServe with {java}")
+        _launch(config, java, folder)
+        return java
     except TorchServeError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    return f"TorchServe is running with {java}."
 
 
 def _launch(config: ServerConfig, java: Java, folder: Path) -> None:
@@ -231,18 +258,15 @@ def _launch(config: ServerConfig, java: Java, folder: Path) -> None:
             raise StartFailed(f"The torchserve command failed ({error}): see {_console_log(config)}.") from error
 
 
-def _await_start(config: ServerConfig, java: Java, tell: Callable[[str], None]) -> None:
-    deadline = time.monotonic() + START_SECONDS
+def _await_ports(config: ServerConfig, seconds: float, tell: Callable[[str], None]) -> list[str]:
+    """The purposes of those that do not answer when the time is over, or when TorchServe has ended."""
+    deadline = time.monotonic() + seconds
     while silent := [purpose for purpose, host, port in config.ports if not is_listening(host, port)]:
+        if time.monotonic() > deadline or find_server(config) is None:
+            break
         tell(f"Waiting for the ports: {', '.join(silent)}")
-        if find_server(config) is None:
-            raise StartFailed(f"TorchServe ended right after its start with {java}: {_last_words(config)}")
-        if time.monotonic() > deadline:
-            stop(config)
-            raise StartFailed(
-                f"TorchServe did not answer within {START_SECONDS:.0f} s and was stopped: {_last_words(config)}"
-            )
         time.sleep(0.1)
+    return silent
 
 
 def _require_free_ports(config: ServerConfig) -> None:
@@ -278,20 +302,24 @@ def stop(config: ServerConfig) -> None:
     Requests in progress are cut. Takes at most TERMINATE_SECONDS + KILL_SECONDS; raises TorchServeError if a process
     or a port is still there after that.
     """
-    server = find_server(config)
-    workers = _workers(config, server)
-    if server:
-        _stop_processes([server])
-    _stop_processes(workers + _workers(config, None))
-    if server is None:
-        return
+    with _only_one(config):
+        server = find_server(config)
+        workers = _workers(config, server)
+        if server:
+            _stop_processes([server])
+        _stop_processes(workers + _workers(config, None))
+        if server:
+            _require_ended(config)
+            key_file(config).unlink(missing_ok=True)
+        shutil.rmtree(runtime_dir(config), ignore_errors=True)
+
+
+def _require_ended(config: ServerConfig) -> None:
     for purpose, host, port in config.ports:
         if not _becomes_free(host, port):
             owner = port_owner(port)
             who = f" by {_describe(owner)}" if owner else ""
             raise TorchServeError(f"TorchServe has ended, but port {port} ({purpose}) is still used{who}: end that.")
-    key_file(config).unlink(missing_ok=True)
-    shutil.rmtree(runtime_dir(config), ignore_errors=True)
 
 
 def _stop_processes(processes: list[psutil.Process]) -> None:

@@ -1,8 +1,9 @@
 """What the model is answering now, and waiting until that is nothing.
 
 Whoever takes a worker away must wait: TorchServe 0.12 leaves the requests that an unregistered model or a removed
-worker was answering without an answer and with their connections open, for ever (tried). New requests are served
-while one waits, because TorchServe cannot refuse them.
+worker was answering without an answer and with their connections open, for ever (tried). So it does with one that it
+holds back until max_batch_delay is over, in case another one comes for the same batch: nothing tells of that one. New
+requests are served while one waits, because TorchServe cannot refuse them.
 """
 
 from __future__ import annotations
@@ -70,22 +71,34 @@ def wait_until_quiet(
     """
     deadline = time.monotonic() + patience.seconds
     before: Snapshot | None = None
+    arrived_at = time.monotonic()
     while True:
         model, after = describe(), read_snapshot(config)
         if model is None:
             return after.total(ARRIVED, version)
         workers = model.workers if last is None else model.workers[-last:]
         traffic = Traffic(model.pending_requests if last is None else 0, _running(after, workers))
-        has_arrived = before and after.total(ARRIVED, version) != before.total(ARRIVED, version)
-        if before and not traffic.requests and not has_arrived and _is_still(before, after, workers):
+        if before is None or after.total(ARRIVED, version) != before.total(ARRIVED, version):
+            arrived_at = time.monotonic()
+        held_back = arrived_at + _company_seconds(model) - time.monotonic()
+        if before and not traffic.requests and held_back < 0 and _is_still(before, after, workers):
             return after.total(ARRIVED, version)
         left = deadline - time.monotonic()
         if left < 0 or patience.is_over():
             return None
         if traffic.requests:
             patience.tell(f"{LETTING}{_counted(traffic.requests)} finish, {left:.0f} s at most")
+        elif held_back > 1:
+            patience.tell(
+                f"{LETTING}the max batch delay pass, in which TorchServe may hold a request: {held_back:.0f} s"
+            )
         before = after
         time.sleep(LOOK_SECONDS)
+
+
+def _company_seconds(model: ModelStatus) -> float:
+    """How long TorchServe holds a request back for others to come, out of everybody's sight."""
+    return model.settings.max_batch_delay_ms / 1000 if model.settings.batch_size > 1 else 0.0
 
 
 def _counted(requests: int) -> str:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,27 @@ def test_apply_serves_with_what_the_sliders_say(up: ServerConfig, monkeypatch: p
         assert text in shown(page)
     assert "press Apply" not in shown(page)
     assert len(page.table[0].value) == 2
+
+
+def test_another_archive_is_chosen_and_served(up: ServerConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = up.model_store / "mine.tar.gz"
+    shutil.copy(up.model_store / "llamacpp.tar.gz", mine)
+    management = ManagementClient(up)
+    management.unregister()
+    management.register(DEFAULT_SETTINGS)
+    page = open_page(up, monkeypatch)
+
+    page.selectbox(key="archive").set_value("mine.tar.gz").run()
+    assert page.selectbox(key="archive").value == "mine.tar.gz"
+    assert "The model serves from llamacpp.tar.gz: press Apply to serve from mine.tar.gz." in shown(page)
+    press(page, "apply")
+
+    model = management.describe()
+    assert model and model.archive == "mine.tar.gz"
+    management.apply(replace(DEFAULT_SETTINGS, batch_size=3), "llamacpp.tar.gz")  # somebody else, since then
+    mine.unlink()
+    page.run()
+    assert (page.selectbox(key="archive").value, wanted(page).batch_size) == ("llamacpp.tar.gz", 3)
 
 
 def test_new_page_shows_the_servers_settings(up: ServerConfig, monkeypatch: pytest.MonkeyPatch) -> None:

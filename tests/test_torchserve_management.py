@@ -9,6 +9,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,9 @@ from server.config import ServerConfig
 from server.connection import Keys, RequestRefused, fetch
 from server.logs import worker_exceptions
 from server.management import ChangeFailed, ManagementClient, ModelStatus, ServingSettings
+from server.metrics import ARRIVED, read_snapshot
 from server.process import find_server, key_file
+from server.traffic import Patience
 from serving import make_home, running_server, wait_until, write_echo_archives
 
 ONE = ServingSettings(batch_size=4, max_batch_delay_ms=0, workers=1)
@@ -78,16 +81,41 @@ def test_everybody_is_answered_while_a_worker_loads(server: ServerConfig, manage
     loading = threading.Thread(target=management.register, args=(ONE,))
     inference = Keys(server, "inference")
     loading.start()
+    word = wait_until(lambda: open_for_writing(holds_up), 120, "the worker to load")
     try:
-        wait_until(lambda: (status := management.describe()) and not status.is_ready, what="the worker to load")
         for _ in range(24):  # new connections, which TorchServe hands to its threads in turn
             answer = inference.use(lambda key: fetch("GET", f"{server.inference_url}/ping", key, seconds=10))
             assert answer == {"status": "Healthy"}
         assert not described(management).is_ready
     finally:
-        holds_up.write_text("999")
+        os.write(word, b"999")
+        os.close(word)
         loading.join()
     assert described(management).is_ready
+
+
+def open_for_writing(pipe: Path) -> int | None:
+    """A file descriptor; None as long as nobody reads."""
+    try:
+        return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return None
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_request_that_is_held_back_for_company_is_answered_before_the_model_goes(
+    server: ServerConfig, management: ManagementClient, workers: int
+) -> None:
+    management.register(ServingSettings(batch_size=4, max_batch_delay_ms=3000, workers=workers))
+    before = read_snapshot(server).total(ARRIVED)
+    told: list[str] = []
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(answer_of, server)
+        wait_until(lambda: read_snapshot(server).total(ARRIVED) > before, what="its arrival")
+        management.unregister(Patience(tell=told.append))
+
+        assert answer.result(60) == "hello"
+    assert any("max batch delay" in sentence for sentence in told)
 
 
 def test_one_worker_gets_continuous_batching(server: ServerConfig, management: ManagementClient) -> None:

@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -125,6 +126,33 @@ def test_stop_where_nothing_runs_is_fine(tmp_path: Path) -> None:
     torchserve_process.stop(make_home(tmp_path))
 
 
+def test_stop_removes_what_a_killed_server_has_left(tmp_path: Path) -> None:
+    config = make_home(tmp_path)
+    left = torchserve_process.runtime_dir(config)
+    left.mkdir(mode=0o700, exist_ok=True)
+
+    torchserve_process.stop(config)
+
+    assert not left.exists()
+
+
+def test_whoever_starts_second_returns_when_it_answers(tmp_path: Path) -> None:
+    config = make_home(tmp_path)
+
+    def start() -> tuple[str, list[int]]:
+        sentence = torchserve_process.start(config)
+        return sentence, [port for _, host, port in config.ports if not is_listening(host, port)]
+
+    try:
+        with ThreadPoolExecutor(2) as both:
+            started = list(both.map(lambda _: start(), range(2)))
+    finally:
+        torchserve_process.stop(config)
+
+    assert [silent for _, silent in started] == [[], []]
+    assert sorted(sentence.split(" (")[0] for sentence, _ in started)[0] == "TorchServe is already running"
+
+
 def test_server_starts_again_after_it_was_killed(tmp_path: Path) -> None:
     config = make_home(tmp_path)
     with running_server(config):
@@ -156,7 +184,7 @@ def test_server_started_by_hand_is_found_usable_and_stopped(tmp_path: Path, fold
 def test_pid_file_of_another_process_does_not_hinder_a_start(tmp_path: Path) -> None:
     config = make_home(tmp_path)
     folder = torchserve_process.runtime_dir(config)
-    folder.mkdir(mode=0o700)
+    folder.mkdir(mode=0o700, exist_ok=True)
     (folder / ".model_server.pid").write_text(str(os.getpid()))
     assert find_server(config) is None
 
