@@ -25,14 +25,18 @@ from server.process import is_listening
 T = TypeVar("T")
 
 
+_given_ports: set[int] = set()
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on, from below the range that the system uses for outgoing connections."""
+    """Ports nobody listens on, from below the range that the system uses for outgoing connections; none twice."""
     found: list[int] = []
     while len(found) < count:
         port = random.randrange(20_000, 32_000)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
-            if port not in found:
+            if port not in _given_ports:
+                _given_ports.add(port)
                 found.append(port)
     return found
 

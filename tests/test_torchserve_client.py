@@ -294,11 +294,13 @@ def test_close_before_the_first_step_sends_nothing(server: ScriptedServer, clien
 
 
 def test_close_while_streaming_hangs_up(server: ScriptedServer, client: InferenceClient) -> None:
-    server.script = [word("one"), *[word("more")] * 10_000, DONE]
+    gate = threading.Event()
+    server.script = [word("one"), gate.wait, *[word("more")] * 10_000, DONE]
 
     with closing(client.complete("q", PARAMS)) as answer:
         next(answer)
 
+    gate.set()
     assert list(answer) == []
     wait_until(lambda: server.hang_ups == 1, what="the server sees the hang-up")
 

@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from sampling_params import InvalidParameter, SamplingParams
+from server import connection
 from server.client import InferenceClient
 from server.config import ServerConfig
 from server.connection import Keys, RequestRefused, fetch
@@ -406,15 +408,21 @@ def test_key_is_renewed_before_it_expires(server: ServerConfig, one: ManagementC
     assert keys_in(server)[kind]["key"] != keys[kind]["key"]
 
 
-def test_key_file_that_is_being_written_is_read_again(server: ServerConfig, management: ManagementClient) -> None:
+def test_key_file_that_is_being_written_is_read_again(
+    server: ServerConfig, management: ManagementClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = key_file(server).read_text()
     key_file(server).write_text(text[:20])
-    writer = threading.Timer(0.1, key_file(server).write_text, [text])
-    writer.start()
+    pauses: list[float] = []
 
+    def write_the_rest(seconds: float) -> None:
+        pauses.append(seconds)
+        key_file(server).write_text(text)
+
+    monkeypatch.setattr(connection, "time", SimpleNamespace(sleep=write_the_rest))
     management.describe()
 
-    writer.join()
+    assert len(pauses) == 1
 
 
 def test_refused_request_shows_no_key(server: ServerConfig, management: ManagementClient) -> None:
