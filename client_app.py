@@ -80,7 +80,9 @@ def spare_the_garbage_collector() -> None:
 def choose_conversation() -> None:
     """Opens the one to show, or else the one in the URL, with its own settings when it is new to this tab."""
     in_url = st.query_params.get(PARAMETER, NEW)
-    if wishes.to_show == in_url or has_gone_back():
+    if has_gone_back():
+        wishes.to_show = in_url  # whatever was asked before that, and is still to be granted
+    elif wishes.to_show == in_url:
         wishes.to_show = None
     wanted = in_url if wishes.to_show is None else wishes.to_show
     conversation = store.get(wanted)
@@ -152,17 +154,21 @@ def draw_question(message: Message, tree: Tree) -> None:
 
 
 def draw_editor(message: Message) -> None:
-    text = st.text_area("Question", message.text, key=f"edited_{message.id}", label_visibility="collapsed")
+    """Leaving the text area begins no run: it would replace the button under a finger that is pressing it."""
+    key = f"edited_{message.id}"
+    st.text_area("Question", message.text, key=key, label_visibility="collapsed", on_change="ignore")
     with st.container(horizontal=True, gap="small"):
         key = f"resend_{message.id}"
-        st.button("Send", key=key, type="primary", on_click=resend, args=(message.id,), disabled=not text.strip())
+        st.button("Send", key=key, type="primary", on_click=resend, args=(message.id,))
         st.button("Cancel", key=f"cancel_{message.id}", on_click=edit, args=(None,))
 
 
 def resend(message_id: int) -> None:
-    """Callback: the text area's text at that moment."""
-    wish("resend", message_id, st.session_state[f"edited_{message_id}"])
-    edit(None)
+    """Callback: the text area's text at that moment; without any, it stays open."""
+    text = st.session_state[f"edited_{message_id}"]
+    if text.strip():
+        wish("resend", message_id, text)
+        edit(None)
 
 
 def edit(message_id: int | None) -> None:

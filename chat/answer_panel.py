@@ -181,6 +181,7 @@ def follow(
     version, looks_at = -1, time.monotonic() + NEWS_SECONDS
     while not any(place.now.ended for place in places):
         version = answers.wait(version, TICK_SECONDS)
+        session_wishes()  # a run that a click has replaced ends at such a call, also while there is nothing to draw
         for place in places:
             place.draw(answers.look(place.message))
         if draw_total is not None:

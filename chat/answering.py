@@ -130,16 +130,16 @@ class Answers:
     ) -> None:
         """Begins an answer; returns at once.
 
-        ask: makes the request, in the answer's thread, once the answer `after` has ended: so it sees its text.
+        ask: makes the request, in the answer's thread, once the answer `after` has ended, whoever writes that: so it
+        sees its text.
         Its TorchServeError or InvalidParameter becomes the answer's problem. notes: go into the answer's figures.
         begun: the message is continued.
         """
         figures = notes | ({"earlier_tokens": tokens_of(begun.figures)} if begun else {})
         live = LiveAnswer(message_id, Snapshot(begun.text if begun else "", figures=figures))
         with self._news:
-            before = self._live.get(after) if after is not None else None
             self._live[message_id] = live
-        arguments = (live, ask, server, before)
+        arguments = (live, ask, server, after)
         threading.Thread(target=self._write, args=arguments, name=f"answer {message_id}", daemon=True).start()
 
     def look(self, message: Message) -> Snapshot:
@@ -150,10 +150,15 @@ class Answers:
         return Snapshot.of(message if message.ended else self._store.message(message.id))
 
     def with_unkept(self, message: Message) -> Message:
-        """The message; if its answer has ended here and the store could not keep it, with what it should have kept."""
+        """The message; if its answer has ended here and the store could not keep it, with what it should have kept.
+
+        One that is being written here goes on, whatever the store thinks after the machine has slept.
+        """
         live = self._live.get(message.id)
-        if live is None or not live.has_ended.is_set():
+        if live is None:
             return message
+        if not live.has_ended.is_set():
+            return replace(message, ended="", problem="")
         now = live.now
         return replace(message, text=now.text, ended=now.ended, problem=now.problem, figures=now.figures)
 
@@ -173,13 +178,13 @@ class Answers:
 
     # --- the threads
 
-    def _write(self, live: LiveAnswer, ask: Callable[[], Answer], server: Server, before: LiveAnswer | None) -> None:
+    def _write(self, live: LiveAnswer, ask: Callable[[], Answer], server: Server, after: int | None) -> None:
         ended, problem = "failed", "The chat app failed; its log has the reason. Ask again."
         try:
-            if before is not None:
-                self._wait_for(live, before)
+            if after is not None:
+                self._wait_for(live, after)
             ended, problem = self._read(live, ask, server), ""
-        except (TorchServeError, InvalidParameter) as error:
+        except (TorchServeError, InvalidParameter, StoreError) as error:
             ended, problem = reason_of(error), str(error)
         finally:
             if live.is_stopped:
@@ -199,20 +204,26 @@ class Answers:
         self._change(live, ended=ended, problem=problem, figures=figures)
         live.has_ended.set()
         with self._news:
-            if is_kept and self._live[live.message_id] is live:  # else it is being continued already
+            if is_kept and self._live.get(live.message_id) is live:  # else it is being continued already
                 del self._live[live.message_id]
 
-    def _wait_for(self, live: LiveAnswer, before: LiveAnswer) -> None:
+    def _wait_for(self, live: LiveAnswer, after: int) -> None:
+        """Raises StoreError."""
         self._change(live, phase="after")
-        while not before.has_ended.wait(KEEP_SECONDS) and not live.is_stopped:
-            pass
+        while not live.is_stopped and not self._has_ended(after):
+            before = self._live.get(after)  # another process's is looked for in the store
+            before.has_ended.wait(KEEP_SECONDS) if before else live.wait_for_stop(KEEP_SECONDS)
         self._change(live, phase="queued")
+
+    def _has_ended(self, message_id: int) -> bool:
+        live = self._live.get(message_id)
+        return live.has_ended.is_set() if live else bool(self._store.message(message_id).ended)
 
     def _read(self, live: LiveAnswer, ask: Callable[[], Answer], server: Server) -> str:
         """Reads the answer to its end and returns why it ended."""
         finish_reason = ""
-        asked_at = time.monotonic()
         self._change(live, figures=live.now.figures | {"asked_at": time.time()})
+        asked_at = time.monotonic()
         for piece in self._pieces(live, ask, server):
             with self._news:
                 live.now = live.now.grown(piece, time.monotonic() - asked_at)

@@ -67,8 +67,10 @@ def draw_new_and_undo(store: ChatStore) -> None:
 
 def draw_conversations(store: ChatStore, opened: Conversation | None) -> None:
     """The open one's own actions, then the list, which a search narrows."""
+    place = st.empty()  # always there, like the one above
     if opened:
-        _draw_actions(store, opened)
+        with place.container():
+            _draw_actions(store, opened)
     words = st.text_input(
         "Search",
         key="search",

@@ -9,6 +9,7 @@ Knows nothing of servers and pages.
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 import threading
 import time
@@ -21,9 +22,13 @@ from chat.messages import TITLE_LENGTH, Conversation, Found, Message, Tree, new_
 from chat.schema import NewerSchema, migrate
 
 WRITER_SECONDS = 5.0  # an answer that nobody has written to for so long has lost its writer
+LOCKED_SECONDS = 30.0  # so long another program may keep the file
 KEEP_DELETED_SECONDS = 24 * 3600.0
 LEAST_INDEXED = 3  # characters; the index knows every three of them, shorter words are looked for in all texts
 LEFT = "The app ended while this answer was written. Continue it, or ask again."
+
+
+logger = logging.getLogger(__name__)
 
 
 class StoreError(Exception):
@@ -43,8 +48,10 @@ class ChatStore:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Autocommit: transactions begin where we say so.
-            self._database = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
-            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database = sqlite3.connect(
+                path, timeout=LOCKED_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            self._use_wal()
             self._database.execute("PRAGMA synchronous = NORMAL")
             self._database.execute("PRAGMA foreign_keys = ON")
             with self._transaction() as database:
@@ -54,6 +61,18 @@ class ChatStore:
             raise StoreError(f"{path} is too new ({error}): update the program, or choose another file.") from error
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"{path} cannot be used for conversations ({error}): move it away.") from error
+
+    def _use_wal(self) -> None:
+        """SQLite does not wait here, as it does elsewhere, while another program makes the file (tried)."""
+        deadline = time.monotonic() + LOCKED_SECONDS
+        while True:
+            try:
+                self._database.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.02)
 
     def close(self) -> None:
         with self._lock:  # SQLite would crash if another thread were in the middle of a statement
@@ -312,6 +331,13 @@ class ChatStore:
             )
 
     def _end_orphans(self) -> None:
+        """A file that cannot be written can still be read."""
+        try:
+            self._mark_orphans()
+        except StoreError:
+            logger.exception("Answers without a writer could not be marked for now")
+
+    def _mark_orphans(self) -> None:
         left_before = self._clock() - WRITER_SECONDS
         is_left = "ended = '' AND written_at < ?"
         if not self._row(f"SELECT 1 FROM messages WHERE {is_left}", (left_before,)):

@@ -48,10 +48,10 @@ class Chat:
 
     def ask(self, conversation_id: str, question: str, settings: Settings) -> None:
         """A question at the end; if an answer is still being written there, its own answers wait for that one."""
-        path = self.store.tree(conversation_id).path()
-        before = path[-1].id if path and not path[-1].ended else None
         ids = self.store.ask(conversation_id, question, settings.is_raw, settings.answers)
-        self._begin(conversation_id, ids, settings, before)
+        *_, before, _, _ = [None, *self.store.tree(conversation_id).path(ids[0])]  # that question's place is taken now
+        after = before.id if before and not before.ended else None
+        self._begin(conversation_id, ids, settings, after)
 
     def ask_instead(self, conversation_id: str, question_id: int, question: str, settings: Settings) -> None:
         """An earlier question in other words, as a branch of its own."""

@@ -25,6 +25,7 @@ class Reply:
     text: str = "It is Proxima Centauri."
     finish_reason: str = "stop"
     is_cut: bool = False
+    is_held: bool = False  # nothing comes after the first word before the server `goes_on`
     refusal: str = ""
     code: str | None = None
     overload: bool = False  # TorchServe's own refusal when its queue is full
@@ -47,6 +48,7 @@ class Server(ThreadingHTTPServer):
         self.is_loaded.set()
         self.is_quick = threading.Event()  # TorchServe itself answers
         self.is_quick.set()
+        self.goes_on = threading.Event()
         self.waiting = 0  # who asked it meanwhile
         self.keys: set[str | None] = set()
         self.valid_key = ""  # "" takes any
@@ -59,6 +61,7 @@ class Server(ThreadingHTTPServer):
     def close(self) -> None:
         self.is_loaded.set()
         self.is_quick.set()
+        self.goes_on.set()
         self.shutdown()
         self.server_close()
 
@@ -101,6 +104,8 @@ class Handler(BaseHTTPRequestHandler):
         for text in re.split(r"(?= )", reply.text):
             choice = {"delta": {"content": text}} if "messages" in question else {"text": text}
             self._event({**head, "choices": [choice]})
+            if reply.is_held:
+                self.server.goes_on.wait(HOLD_SECONDS)
         if not reply.is_cut:
             ending = {"delta": {}, "text": "", "finish_reason": reply.finish_reason}
             counts = {"prompt_tokens": 25, "completion_tokens": 5, "total_tokens": 30}

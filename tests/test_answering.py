@@ -146,7 +146,7 @@ def test_what_had_come_is_there_after_the_program_was_killed_and_can_be_continue
 
     program.kill()
     program.communicate()
-    now += 2 * WRITER_SECONDS
+    now = time.time() + 2 * WRITER_SECONDS
 
     kept = store.message(message_id)
     assert (kept.text, kept.ended) == ("half an answer", "cut")
@@ -216,6 +216,37 @@ def test_next_answer_waits_for_the_one_before_it_and_is_asked_after(store: ChatS
     go_on.set()
     assert ended(answers, second).text == "two"
     assert asked == ["stop"]
+
+
+def test_next_answer_waits_for_one_that_another_process_writes(store: ChatStore, answers: Answers) -> None:
+    go_on = threading.Event()
+    first = begin(store, answers, scripted(Piece("one"), go_on.wait, Piece("", "stop")))
+    asked: list[str] = []
+
+    def ask() -> Any:
+        asked.append(store.message(first.id).ended)
+        return ScriptedAnswer([Piece("two", "stop")])
+
+    other = Answers(ChatStore(store.path))
+    second = begin(store, other, ask, after=first.id)
+    wait_until(lambda: other.look(second).phase == "after", what="waiting for the first")
+    assert asked == []
+    go_on.set()
+    assert ended(other, second).text == "two"
+    assert asked == ["stop"]
+
+
+def test_answer_being_written_here_goes_on_whatever_the_store_has_made_of_it(
+    store: ChatStore, answers: Answers
+) -> None:
+    go_on = threading.Event()
+    message = begin(store, answers, scripted(Piece("half"), go_on.wait, Piece("", "stop")))
+    asleep = ChatStore(store.path, clock=lambda: time.time() + 2 * WRITER_SECONDS)  # as after the machine has slept
+    cut = asleep.message(message.id)
+    assert cut.ended == "cut"
+    assert answers.with_unkept(cut).ended == ""
+    go_on.set()
+    wait_until(lambda: store.message(message.id).ended == "stop", what="its own end")
 
 
 def test_server_that_is_starting_is_asked_until_it_is_ready(store: ChatStore, answers: Answers) -> None:

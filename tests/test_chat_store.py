@@ -8,6 +8,7 @@ import string
 import threading
 import timeit
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -192,6 +193,26 @@ def test_text_is_kept_while_it_streams_and_an_answer_without_a_writer_counts_as_
     assert (message.text, message.ended) == ("half an ans", "cut")
     assert "Continue" in message.problem
     assert titles(again, "half an") == ["one"]
+
+
+def test_a_file_that_cannot_be_written_can_still_be_read(store: ChatStore, clock: Clock) -> None:
+    conversation_id = store.create(SETTINGS)
+    (message_id,) = store.ask(conversation_id, "Question")
+    store.write(message_id, "half", {})
+    with sqlite3.connect(store.path) as database:
+        database.execute("CREATE TRIGGER full BEFORE UPDATE ON messages BEGIN SELECT RAISE(FAIL, 'disk full'); END")
+    clock.now += WRITER_SECONDS + 1
+
+    assert (store.message(message_id).text, store.message(message_id).ended) == ("half", "")
+    assert [message.text for message in store.tree(conversation_id).path()] == ["Question", "half"]
+
+
+def test_many_may_open_a_file_that_is_not_there_yet(tmp_path: Path) -> None:
+    for number in range(10):
+        with ThreadPoolExecutor(8) as programs:
+            stores = list(programs.map(ChatStore, [tmp_path / f"{number}.sqlite3"] * 8))
+        for each in stores:
+            each.close()
 
 
 def test_a_writer_that_says_it_is_alive_keeps_its_answer(store: ChatStore, clock: Clock) -> None:
