@@ -418,6 +418,29 @@ def test_back_and_new_chat_lead_away_from_a_question_just_asked(browser: Browser
     assert all(len(question["messages"]) == 1 for _, question in server.questions)
 
 
+def test_back_right_behind_a_question_stays_back(browser: Browser, tmp_path: Path) -> None:
+    """The question is still to be granted then: its run waits for TorchServe."""
+    with (
+        running_scripted_server(tmp_path) as (server, config),
+        running_app("client_app.py", config, tmp_path / "client.log") as address,
+    ):
+        page = open_page(browser, f"{address}/?{GREEDY}")
+        expect(page.get_by_text("Proceed to entering your prompt message!")).to_be_visible()
+        server.is_quick.clear()
+        send(page, "Question 1")
+        expect(page).to_have_url(re.compile("conversation="))
+        server.waiting = 0
+        page.go_back()
+        wait_until(lambda: server.waiting > 0, what="the run that Back began")
+        server.is_quick.set()
+
+        page.get_by_role("tab", name="Conversations").click()
+        expect(page.get_by_role("button", name="Question 1")).to_be_visible()  # asked all the same
+        wait_until(lambda: len(server.questions) == 1, what="the question at the server")
+        expect(page.get_by_test_id("stChatMessage")).to_have_count(1)
+        expect(page).not_to_have_url(re.compile("conversation="))
+
+
 def test_page_keeps_up_with_what_leaves_the_server(browser: Browser, server: ServerConfig, tmp_path: Path) -> None:
     """benchmarks/bench_page.py measures; this only notices a page that draws seconds late, or only at the end."""
     sys.path.append(str(PROJECT / "benchmarks"))
