@@ -161,6 +161,7 @@ def test_the_packages_own_parse_gives_an_object(client: OpenAI) -> None:
         messages=[{"role": "user", "content": "Invent a person."}],
         response_format=Person,
         max_tokens=300,
+        temperature=1.2,
         seed=1,
     )
     assert isinstance(answer.choices[0].message.parsed, Person)
