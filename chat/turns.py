@@ -49,8 +49,8 @@ class Chat:
     def ask(self, conversation_id: str, question: str, settings: Settings) -> None:
         """A question at the end; if an answer is still being written there, its own answers wait for that one."""
         ids = self.store.ask(conversation_id, question, settings.is_raw, settings.answers)
-        *_, before, _, _ = [None, *self.store.tree(conversation_id).path(ids[0])]  # that question's place is taken now
-        after = before.id if before and not before.ended else None
+        path = self.store.tree(conversation_id).path(ids[0])  # read now: the question's place is taken
+        after = path[-3].id if len(path) > 2 and not path[-3].ended else None
         self._begin(conversation_id, ids, settings, after)
 
     def ask_instead(self, conversation_id: str, question_id: int, question: str, settings: Settings) -> None:

@@ -84,7 +84,7 @@ def measure(path: Path, text: bytes, n_tokens: int, *, checks_weights: bool) -> 
 
     On the CPU and through mmap, wherever the model will run: the f16 file may be larger than the memory.
     """
-    reasons = ["llama.cpp gave no reason"]
+    reasons: list[str] = []
 
     def take(level: int, line: str) -> None:
         if level == ERROR:
@@ -97,7 +97,7 @@ def measure(path: Path, text: bytes, n_tokens: int, *, checks_weights: bool) -> 
     with llama_log(take):
         model = llama_cpp.llama_model_load_from_file(bytes(path), params)
         if not model:
-            raise Unsound(f"it cannot be loaded: {reasons[:2][-1]}")
+            raise Unsound(f"it cannot be loaded: {(reasons or ['llama.cpp gave no reason'])[0]}")
         try:
             vocabulary = llama_cpp.llama_model_get_vocab(model)
             tokens = tokenize(vocabulary, text)[:n_tokens]

@@ -25,7 +25,7 @@ from server.connection import (
     STATE_SECONDS,
     Keys,
     RequestRefused,
-    ServerUnreachable,
+    ask_again,
     connection_to,
     fetch,
     refusal_from_handler,
@@ -219,7 +219,7 @@ class InferenceClient:
 
     def _obstacle(self) -> Literal["down", "starting", "unhealthy", "no model"] | None:
         try:
-            self._look()
+            ask_again(lambda: self._call("OPTIONS", STATE_SECONDS))
             return None
         except RequestRefused as refusal:
             if refusal.status == 502:  # what answers is not TorchServe
@@ -230,13 +230,6 @@ class InferenceClient:
         if process is None:
             return "down"
         return "starting" if age_seconds(process) < START_SECONDS else "unhealthy"
-
-    def _look(self) -> None:
-        """Again where nobody answers: one of TorchServe's threads may be loading a model, the next one is not."""
-        try:
-            self._call("OPTIONS", STATE_SECONDS)
-        except ServerUnreachable:
-            self._call("OPTIONS", STATE_SECONDS)
 
     def _ask_a_worker(self) -> None:
         models = None

@@ -132,6 +132,16 @@ def fetch_text(method: str, url: str, key: str | None, seconds: float, api_path:
         connection.close()
 
 
+def ask_again(ask: Callable[[], T]) -> T:
+    """What `ask()` returns; called again where nobody answers: a thread of TorchServe that is loading a model does not
+    answer its other connections, and the next connection gets another thread.
+    """
+    try:
+        return ask()
+    except ServerUnreachable:
+        return ask()
+
+
 def connection_to(url: str, seconds: float) -> http.client.HTTPConnection:
     """Not connected yet; seconds: for connecting, and for each silence afterwards."""
     parts = urlsplit(url)

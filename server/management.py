@@ -24,7 +24,16 @@ import psutil
 
 from server import process as torchserve_process
 from server.config import ServerConfig, TorchServeError
-from server.connection import MODEL_NAME, QUICK_SECONDS, STATE_SECONDS, Keys, RequestRefused, ServerUnreachable, fetch
+from server.connection import (
+    MODEL_NAME,
+    QUICK_SECONDS,
+    STATE_SECONDS,
+    Keys,
+    RequestRefused,
+    ServerUnreachable,
+    ask_again,
+    fetch,
+)
 from server.lock import Locked, held
 from server.logs import worker_exceptions
 from server.metrics import ARRIVED, read_snapshot
@@ -86,7 +95,7 @@ class ManagementClient:
     def look(self) -> ServerView:
         """One request, or two; takes two seconds at most and raises nothing."""
         try:
-            return ServerView("up", self._describe_anew())
+            return ServerView("up", ask_again(lambda: self._describe(STATE_SECONDS)))
         except ServerUnreachable:
             return self._look_at_process()
         except RequestRefused as refusal:
@@ -95,13 +104,6 @@ class ManagementClient:
             return ServerView("unhealthy", problem=str(refusal))
         except TorchServeError as error:
             return ServerView("unhealthy", problem=str(error))
-
-    def _describe_anew(self) -> ModelStatus | None:
-        """Asks again where nobody answers: one of TorchServe's threads may be loading a model, the next one is not."""
-        try:
-            return self._describe(STATE_SECONDS)
-        except ServerUnreachable:
-            return self._describe(STATE_SECONDS)
 
     def _look_at_process(self) -> ServerView:
         process = find_server(self._config)

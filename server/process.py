@@ -10,7 +10,6 @@ Not covered: other people's processes.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
@@ -27,11 +26,13 @@ import psutil
 
 from server.config import PROJECT, ServerConfig, TorchServeError
 from server.java import Java, find_java
+from server.lock import Locked, held
 
 LAUNCH_SECONDS = 30.0  # for the launcher, which starts Java and returns
 START_SECONDS = 60.0  # from then until every port answers
 TERMINATE_SECONDS = 20.0  # TorchServe's own shutdown; it waits for nothing after that
 KILL_SECONDS = 10.0
+CHANGE_SECONDS = 120.0  # longer than another program's start or stop takes
 PORT_PROBE_SECONDS = 0.5
 PORT_FREE_SECONDS = 2.0
 
@@ -191,14 +192,17 @@ def _only_one(config: ServerConfig) -> Iterator[None]:
     """One start or stop at a time, in whatever program: a second server would fail, but only after overwriting the key
     file, and a stop would remove what a start has just made.
     """
+    file = config.logs / "start.lock"
     try:
         config.logs.mkdir(exist_ok=True)
-        lock = (config.logs / "start.lock").open("w")
+        file.touch()
     except OSError as error:
         raise TorchServeError(f"{config.logs} cannot be written ({error}): make that place writable.") from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    try:
+        with held(file, CHANGE_SECONDS):
+            yield
+    except Locked as error:
+        raise TorchServeError("Another program keeps starting or stopping TorchServe: end that program.") from error
 
 
 def _begin(config: ServerConfig, tell: Callable[[str], None]) -> Java:

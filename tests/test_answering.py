@@ -201,7 +201,10 @@ def test_stop_through_the_store_reaches_the_process_that_writes(store: ChatStore
     assert ended(other, message).ended == "stopped"
 
 
-def test_next_answer_waits_for_the_one_before_it_and_is_asked_after(store: ChatStore, answers: Answers) -> None:
+@pytest.mark.parametrize("is_elsewhere", [False, True], ids=["written here", "written by another process"])
+def test_next_answer_waits_for_the_one_before_it_and_is_asked_after(
+    store: ChatStore, answers: Answers, is_elsewhere: bool
+) -> None:
     go_on = threading.Event()
     first = begin(store, answers, scripted(Piece("one"), go_on.wait, Piece("", "stop")))
     asked: list[str] = []
@@ -210,29 +213,12 @@ def test_next_answer_waits_for_the_one_before_it_and_is_asked_after(store: ChatS
         asked.append(store.message(first.id).ended)
         return ScriptedAnswer([Piece("two", "stop")])
 
-    second = begin(store, answers, ask, after=first.id)
-    wait_until(lambda: answers.look(second).phase == "after", what="waiting for the first")
+    ours = Answers(ChatStore(store.path)) if is_elsewhere else answers
+    second = begin(store, ours, ask, after=first.id)
+    wait_until(lambda: ours.look(second).phase == "after", what="waiting for the first")
     assert asked == []
     go_on.set()
-    assert ended(answers, second).text == "two"
-    assert asked == ["stop"]
-
-
-def test_next_answer_waits_for_one_that_another_process_writes(store: ChatStore, answers: Answers) -> None:
-    go_on = threading.Event()
-    first = begin(store, answers, scripted(Piece("one"), go_on.wait, Piece("", "stop")))
-    asked: list[str] = []
-
-    def ask() -> Any:
-        asked.append(store.message(first.id).ended)
-        return ScriptedAnswer([Piece("two", "stop")])
-
-    other = Answers(ChatStore(store.path))
-    second = begin(store, other, ask, after=first.id)
-    wait_until(lambda: other.look(second).phase == "after", what="waiting for the first")
-    assert asked == []
-    go_on.set()
-    assert ended(other, second).text == "two"
+    assert ended(ours, second).text == "two"
     assert asked == ["stop"]
 
 

@@ -211,6 +211,7 @@ def test_many_may_open_a_file_that_is_not_there_yet(tmp_path: Path) -> None:
     for number in range(10):
         with ThreadPoolExecutor(8) as programs:
             stores = list(programs.map(ChatStore, [tmp_path / f"{number}.sqlite3"] * 8))
+        assert len({each.create(SETTINGS) for each in stores} & set(stores[0].all_ids())) == 8
         for each in stores:
             each.close()
 

@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from browser import open_page, running_app, running_browser, send
-from scripted_server import Reply, running_scripted_server
+from scripted_server import Reply, Server, running_scripted_server
 from server import process as torchserve_process
 from server.config import PROJECT, ServerConfig
 from server.management import ManagementClient, ServingSettings
@@ -351,14 +352,21 @@ def test_two_tabs_see_and_lose_nothing_and_stop_works_from_the_other(
     wait_for_idle(server)
 
 
-def test_stop_is_taken_while_nothing_comes(browser: Browser, tmp_path: Path) -> None:
+@contextmanager
+def scripted_chat(browser: Browser, tmp_path: Path) -> Iterator[tuple[Server, Page]]:
+    """A server that answers as it is told to, and a page that is ready to ask it."""
     with (
         running_scripted_server(tmp_path) as (server, config),
         running_app("client_app.py", config, tmp_path / "client.log") as address,
     ):
-        server.replies.append(Reply("A word and more.", is_held=True))
         page = open_page(browser, f"{address}/?{GREEDY}")
         expect(page.get_by_text("Proceed to entering your prompt message!")).to_be_visible()
+        yield server, page
+
+
+def test_stop_is_taken_while_nothing_comes(browser: Browser, tmp_path: Path) -> None:
+    with scripted_chat(browser, tmp_path) as (server, page):
+        server.replies.append(Reply("A word and more.", is_held=True))
         send(page, "Hello")
         expect(message(page, 2).get_by_text("A", exact=True)).to_be_visible()
         page.get_by_role("button", name="Stop").click()
@@ -367,12 +375,7 @@ def test_stop_is_taken_while_nothing_comes(browser: Browser, tmp_path: Path) -> 
 
 def test_click_right_behind_a_question_loses_neither(browser: Browser, tmp_path: Path) -> None:
     """The click ends the run that the question began, wherever that is: here while it waits for TorchServe."""
-    with (
-        running_scripted_server(tmp_path) as (server, config),
-        running_app("client_app.py", config, tmp_path / "client.log") as address,
-    ):
-        page = open_page(browser, f"{address}/?{GREEDY}")
-        expect(page.get_by_text("Proceed to entering your prompt message!")).to_be_visible()
+    with scripted_chat(browser, tmp_path) as (server, page):
         for number in range(1, 4):
             server.waiting = 0
             server.is_quick.clear()
@@ -391,13 +394,8 @@ def test_click_right_behind_a_question_loses_neither(browser: Browser, tmp_path:
 
 
 def test_back_and_new_chat_lead_away_from_a_question_just_asked(browser: Browser, tmp_path: Path) -> None:
-    with (
-        running_scripted_server(tmp_path) as (server, config),
-        running_app("client_app.py", config, tmp_path / "client.log") as address,
-    ):
-        page = open_page(browser, f"{address}/?{GREEDY}")
+    with scripted_chat(browser, tmp_path) as (server, page):
         messages = page.get_by_test_id("stChatMessage")
-        expect(page.get_by_text("Proceed to entering your prompt message!")).to_be_visible()
         send(page, "Question 1")
         page.get_by_role("button", name="New chat").click()
         expect(messages).to_have_count(1)
@@ -420,12 +418,7 @@ def test_back_and_new_chat_lead_away_from_a_question_just_asked(browser: Browser
 
 def test_back_right_behind_a_question_stays_back(browser: Browser, tmp_path: Path) -> None:
     """The question is still to be granted then: its run waits for TorchServe."""
-    with (
-        running_scripted_server(tmp_path) as (server, config),
-        running_app("client_app.py", config, tmp_path / "client.log") as address,
-    ):
-        page = open_page(browser, f"{address}/?{GREEDY}")
-        expect(page.get_by_text("Proceed to entering your prompt message!")).to_be_visible()
+    with scripted_chat(browser, tmp_path) as (server, page):
         server.is_quick.clear()
         send(page, "Question 1")
         expect(page).to_have_url(re.compile("conversation="))
