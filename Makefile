@@ -6,7 +6,7 @@ MODEL ?= --demo
 VENV := .venv
 BIN := $(VENV)/bin
 ARCHIVE := model_store/llamacpp.tar.gz
-PACKED := $(wildcard llama_cpp_*.py) sampling_params.py model-config.yaml package_llama.sh package_llama.py $(wildcard packing/*.py packing/*.txt)
+PACKED := llama_cpp_handler.py $(wildcard llama_cpp_worker/*.py) model-config.yaml package_llama.sh $(wildcard package_llama/*.py package_llama/*.txt)
 SHELL := /bin/bash
 
 .DELETE_ON_ERROR:
@@ -18,7 +18,7 @@ help: ## list the targets
 	@echo "  MODEL=path  a Llama 2 snapshot folder or a GGUF file, for chat and package"
 
 chat: $(ARCHIVE) ## install, package, start TorchServe and both apps; Ctrl-C stops them
-	@exec $(BIN)/python run_chatapp.py
+	@exec $(BIN)/python -m apps
 
 package: $(ARCHIVE) ## make the archives that TorchServe loads
 
@@ -28,10 +28,10 @@ test: $(ARCHIVE) $(VENV)/.tests-installed ## run every test
 lint: $(VENV)/.tests-installed ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy *.py chat control_room experiments packing scaling server
+	$(BIN)/mypy *.py apps autoscaler experiments llama_cpp_worker package_llama torchserve_client
 
 screenshots: $(ARCHIVE) $(VENV)/.tests-installed ## make the README's pictures from the running apps
-	$(BIN)/python screenshots/make_screenshots.py
+	$(BIN)/python -m screenshots.make_screenshots
 
 clean: ## remove what was made here: environment, archives, models, logs
 	rm -rf $(VENV) .cache models model_store logs
@@ -39,12 +39,12 @@ clean: ## remove what was made here: environment, archives, models, logs
 $(VENV)/.installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12) and "Python 3.10 to 3.12 is needed: make PYTHON=/path/to/python3.11 …")'
 	$(PYTHON) -m venv $(VENV)
-	@packing/check_compiler.sh $(BIN)/python
+	@package_llama/check_compiler.sh $(BIN)/python
 	@echo "Installing. llama.cpp is compiled: that takes about 5 minutes on 2 cores, and only the first time."
 	$(BIN)/pip install --quiet -r requirements.txt
 	@touch $@
 
-$(VENV)/.tests-installed: $(VENV)/.installed tests/requirements.txt requirements-convert.txt
+$(VENV)/.tests-installed: $(VENV)/.installed tests/requirements.txt package_llama/requirements.txt
 	$(BIN)/pip install --quiet -r tests/requirements.txt
 	@touch $@
 

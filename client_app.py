@@ -16,19 +16,19 @@ from pathlib import Path
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-from chat.answer_panel import Place, draw_answer, draw_branches, follow, icon_button, session_wishes, wish
-from chat.answering import Answers
-from chat.context import Gauge, gauge, left_out
-from chat.conversations_panel import PARAMETER, delete, draw_conversations, draw_new_and_undo
-from chat.messages import Message, Tree
-from chat.openai_client import OpenAIClient
-from chat.parallel_panel import draw_group
-from chat.settings_panel import draw_server_choice, draw_settings, recall
-from chat.store import ChatStore, StoreError
-from chat.turns import Chat, ChatServer
-from chat.wishes import NEW, Granter
-from server.client import InferenceClient
-from server.config import ServerConfig, TorchServeError
+from apps.chat.answer_panel import Place, draw_answer, draw_branches, follow, icon_button, session_wishes, wish
+from apps.chat.answering import Answers
+from apps.chat.context import Gauge, gauge, left_out
+from apps.chat.conversations_panel import PARAMETER, delete, draw_conversations, draw_new_and_undo
+from apps.chat.messages import Message, Tree
+from apps.chat.openai_client import OpenAIClient
+from apps.chat.parallel_panel import draw_group
+from apps.chat.pending_actions import NEW, Granter
+from apps.chat.settings_panel import draw_server_choice, draw_settings, recall
+from apps.chat.store import ChatStore, StoreError
+from apps.chat.turns import Chat, ChatServer
+from torchserve_client.config import ServerConfig, TorchServeError
+from torchserve_client.inference import InferenceClient
 
 NOT_SENT = "Not sent to the model any more."
 GREETING = "How may I assist you today?"

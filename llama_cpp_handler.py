@@ -25,12 +25,12 @@ import psutil
 from ts.context import Context
 from ts.protocol.otf_message_handler import create_predict_response
 
-from llama_cpp_api import ApiError, ApiRequest, Route, find_route, parse_request
-from llama_cpp_engine import Engine, Request
-from llama_cpp_metrics import EngineMetrics
-from llama_cpp_model import Model, ModelLoadError, PromptTooLong, TemplateError, physical_cores
-from llama_cpp_reply import JSON_TYPE, Progress, Reply, Usage, models_body
-from sampling_params import SamplingParams
+from llama_cpp_worker.engine import Engine, Request
+from llama_cpp_worker.metrics import EngineMetrics
+from llama_cpp_worker.model import Model, ModelLoadError, PromptTooLong, TemplateError, physical_cores
+from llama_cpp_worker.reply import JSON_TYPE, Progress, Reply, Usage, models_body
+from llama_cpp_worker.request import ApiError, ApiRequest, Route, find_route, parse_request
+from llama_cpp_worker.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
 

@@ -61,7 +61,7 @@ main() {
         echo "package_llama.sh: No Python was found: activate the environment that has requirements.txt installed." >&2
         return 1
     }
-    exec "$python" "$project/package_llama.py" "$@"
+    PYTHONPATH="$project${PYTHONPATH:+:$PYTHONPATH}" exec "$python" -m package_llama "$@"
 }
 
 main "$@"

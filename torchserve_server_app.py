@@ -2,7 +2,7 @@
 
 Knows nothing of HTTP, and remembers nothing of the server: what the page shows was asked from TorchServe at that
 moment, so it is also right after a reload, in a second tab and when somebody used the command line. The session keeps
-what the person chose. Actions run beside the pages (control_room/actions.py): closing a page stops nothing.
+what the person chose. Actions run beside the pages (apps/dashboard/actions.py): closing a page stops nothing.
 
 Run it with `streamlit run torchserve_server_app.py`.
 """
@@ -15,13 +15,13 @@ from datetime import datetime
 
 import streamlit as st
 
-from control_room.actions import Actions, Outcome
-from control_room.autoscaler_panel import show_autoscaler
-from control_room.connect_panel import show_connect
-from control_room.experiments_panel import show_experiments
-from control_room.logs_panel import show_logs
-from control_room.metrics_panel import show_metrics
-from control_room.serving_panel import (
+from apps.dashboard.actions import Actions, Outcome
+from apps.dashboard.autoscaler_panel import show_autoscaler
+from apps.dashboard.connect_panel import show_connect
+from apps.dashboard.experiments_panel import show_experiments
+from apps.dashboard.logs_panel import show_logs
+from apps.dashboard.metrics_panel import show_metrics
+from apps.dashboard.serving_panel import (
     difference,
     follow,
     is_other_than_seen,
@@ -29,12 +29,12 @@ from control_room.serving_panel import (
     wanted_archive,
     wanted_settings,
 )
-from control_room.status_panel import show_state
-from experiments.guard import is_running
-from server.config import ServerConfig, TorchServeError
-from server.management import ManagementClient, ModelStatus
-from server.metrics import read_snapshot
-from server.traffic import Traffic
+from apps.dashboard.status_panel import show_state
+from experiments.restore import is_running
+from torchserve_client.config import ServerConfig, TorchServeError
+from torchserve_client.drain import RequestCounts
+from torchserve_client.management import ManagementClient, ModelStatus
+from torchserve_client.metrics import scrape
 
 st.set_page_config(page_title="Llama 2 TorchServe Server", page_icon="🦙", layout="wide")
 
@@ -88,7 +88,7 @@ def requests_in_progress() -> int:
     """0 where the server cannot be asked: then there is nothing that could be let finish."""
     try:
         model = management.describe()
-        return Traffic.of(model, read_snapshot(config)).requests if model else 0
+        return RequestCounts.of(model, scrape(config)).requests if model else 0
     except TorchServeError:
         return 0
 
@@ -163,7 +163,7 @@ management = ManagementClient(config)
 actions = shared_actions(str(config.path), config)
 has_experiment = is_running(config)
 drawn = (actions.latest_state, has_experiment)
-model = management.look().model
+model = management.state().model
 follow(config, model)
 
 with st.sidebar:

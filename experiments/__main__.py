@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 from experiments import records
-from experiments.guard import put_back
+from experiments.load_test import PERCENTILES
+from experiments.prompts import PROMPT_SETS
 from experiments.records import Plan, Point
-from experiments.sweep import Experiment, Progress
-from load_test import PERCENTILES
-from prompt_sets import PROMPT_SETS
-from sampling_params import InvalidParameter
-from server.config import ServerConfig, TorchServeError
+from experiments.restore import put_back
+from experiments.run import Experiment, Progress
+from llama_cpp_worker.sampling_params import InvalidParameter
+from torchserve_client.config import ServerConfig, TorchServeError
 
 
 def main() -> int:

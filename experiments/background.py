@@ -6,10 +6,10 @@ import atexit
 import threading
 from collections.abc import Callable
 
-from experiments.guard import ExperimentFailed, put_back
 from experiments.records import Plan
-from experiments.sweep import Experiment, Progress
-from server.config import ServerConfig, TorchServeError
+from experiments.restore import ExperimentFailed, put_back
+from experiments.run import Experiment, Progress
+from torchserve_client.config import ServerConfig, TorchServeError
 
 CLOSE_SECONDS = 60.0  # for the end of a program whose experiment is still running: cancel it, put the settings back
 

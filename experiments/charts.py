@@ -10,8 +10,8 @@ from typing import Any
 
 import altair as alt
 
+from experiments.load_test import PERCENTILES
 from experiments.records import SWEEPS, Plan, Point, Record
-from load_test import PERCENTILES
 
 COLOURS = ["#1a80c4", "#d55e00", "#009e73", "#be5f95", "#8c7a00", "#7a6fd0", "#607d8b", "#a0522d"]
 PHASES = {"queued": "#95a19d", "reading": "#d55e00", "writing": "#1a80c4", "failed": "#b3123f"}

@@ -14,12 +14,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
-from load_test import PERCENTILES, Run, Sample
-from prompt_sets import PROMPT_SETS
-from sampling_params import Bounds, InvalidParameter
-from server.config import ServerConfig, TorchServeError
-from server.model_store import ENDING, twin_of
-from server.status import SERVING_BOUNDS, ModelStatus, ServingSettings
+from experiments.load_test import PERCENTILES, Run, Sample
+from experiments.prompts import PROMPT_SETS
+from llama_cpp_worker.sampling_params import Bounds, InvalidParameter
+from torchserve_client.archives import ENDING, dynamic_archive_name
+from torchserve_client.config import ServerConfig, TorchServeError
+from torchserve_client.status import SERVING_BOUNDS, ModelStatus, ServingSettings
 
 KEPT = 50
 Batching = Literal["continuous", "dynamic"]
@@ -33,7 +33,7 @@ SWEEPS = {
     "batching": "Batching",
 }
 BATCHINGS: tuple[Batching, ...] = ("continuous", "dynamic")
-TWIN_ENDING = twin_of(ENDING)
+TWIN_ENDING = dynamic_archive_name(ENDING)
 MAX_VALUES = 8
 PLAN_BOUNDS = {
     "clients": Bounds(int, 1, 64),
@@ -64,7 +64,7 @@ class Setup:
     def _batching(self, batching: Batching, settings: ServingSettings) -> Setup:
         archive = self.archive
         if batching != self.batching:
-            archive = twin_of(archive) if batching == "dynamic" else archive.replace(TWIN_ENDING, ENDING)
+            archive = dynamic_archive_name(archive) if batching == "dynamic" else archive.replace(TWIN_ENDING, ENDING)
         return Setup(settings, archive, batching)
 
     def __str__(self) -> str:

@@ -6,18 +6,15 @@ Nothing is staged but the questions: the real TorchServe, the demo model, a real
 from __future__ import annotations
 
 import re
-import sys
 import tempfile
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
+from playwright.sync_api import Browser, Locator, Page, expect
 
-from playwright.sync_api import Browser, Locator, Page, expect  # noqa: E402
-
-from browser import open_page, running_app, running_browser, send  # noqa: E402
-from server.management import DEFAULT_SETTINGS, ManagementClient, ServingSettings  # noqa: E402
-from serving import make_home, running_server  # noqa: E402
+from tests.support.browser import open_page, running_app, running_browser, send
+from tests.support.serving import make_home, running_server
+from torchserve_client.management import DEFAULT_SETTINGS, ManagementClient, ServingSettings
 
 PICTURES = Path(__file__).resolve().parent
 PATIENCE = 300_000  # milliseconds

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from server.config import PROJECT, ServerConfig
-from server.management import ManagementClient, ServingSettings
-from serving import make_home, running_server
+from tests.support.serving import make_home, running_server
+from torchserve_client.config import PROJECT, ServerConfig
+from torchserve_client.management import ManagementClient, ServingSettings
 
 settings.register_profile("any machine", deadline=None)  # an example that a busy machine holds up is no failure
 settings.load_profile("any machine")

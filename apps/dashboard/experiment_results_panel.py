@@ -1,0 +1,221 @@
+"""What experiments have measured, on the server app's page: charts, figures, comparisons, files to take away.
+
+Reads the kept records only; nothing here asks the server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import streamlit as st
+
+from experiments import charts, records
+from experiments.load_test import PERCENTILES
+from experiments.records import Point, Record
+from torchserve_client.config import ServerConfig, TorchServeError
+
+SPACE = "\N{NO-BREAK SPACE}"  # on a narrow page the table scrolls instead of breaking its figures
+
+
+def show_results(config: ServerConfig) -> None:
+    """The newest experiment, unless another is chosen."""
+    kept: dict[str, Record] = {}
+    for record_id in records.kept_ids(config):
+        try:
+            kept[record_id] = _record(str(config.path), record_id, config)
+        except TorchServeError as error:
+            st.error(str(error), icon=":material/error:")
+    st.subheader("Measured", anchor=False)
+    if not kept:
+        st.caption("Nothing yet: what an experiment has measured is kept here.")
+        return
+    newest = next(iter(kept))
+    if st.session_state.get("experiment_newest") != newest or st.session_state.get("experiment_shown") not in kept:
+        st.session_state.experiment_newest = st.session_state.experiment_shown = newest
+    shown = st.selectbox("Experiment", kept, key="experiment_shown", format_func=lambda each: kept[each].title)
+    record = kept[shown]
+    _show_ending(record)
+    others = [each for each in kept if each != shown and kept[each].plan.sweep == record.plan.sweep]
+    others = [each for each in others if kept[each].answered]
+    compared: list[str] = []
+    if record.answered and others:
+        compared = st.multiselect(
+            "Compare with", others, key=f"experiment_compared_{shown}", format_func=lambda each: kept[each].title
+        )
+    _show_record(record, [kept[each] for each in compared])
+    _show_exports(config, [record, *(kept[each] for each in compared)])
+
+
+@st.cache_data(max_entries=records.KEPT)
+def _record(path: str, record_id: str, _config: ServerConfig) -> Record:
+    """Records never change once they are kept. Raises TorchServeError for a file that cannot be read."""
+    return records.load(_config, record_id)
+
+
+def _show_ending(record: Record) -> None:
+    done = f"{len(record.points)} of {record.plan.runs} runs were measured"
+    if record.state == "failed":
+        st.error(f"{record.reason} ({done}.)", icon=":material/error:")
+    elif record.state == "cancelled":
+        st.warning(f"Cancelled: {done}. The model serves again with {record.base}.", icon=":material/cancel:")
+    for point in record.points:
+        if point.first_error:
+            counts = f"{point.summary['errors']} of {point.summary['requests']} requests failed"
+            name = record.plan.run_name(point.value, point.clients)
+            st.warning(f"{name}: {counts}. The first reason: {point.first_error}", icon=":material/warning:")
+    plan = record.plan
+    otherwise = " otherwise" if plan.sweep else ""
+    size = f"{plan.requests} requests a run, {plan.max_tokens} tokens an answer"
+    st.caption(f"{record.model}, {record.base}{otherwise}. {size}.")
+
+
+def _show_record(record: Record, compared: Sequence[Record]) -> None:
+    points = record.answered
+    if not points:
+        why = "No request was answered" if record.points else "No run was measured to its end"
+        st.info(f"{why}, so there is nothing to draw.", icon=":material/info:")
+        return
+    if len(points) == 1 and not compared:
+        _show_figures(points[0])
+    else:
+        _show_throughput([record, *compared])
+        _show_times(record)
+    _show_table([record, *compared])
+    _show_timeline(record)
+
+
+def _show_figures(point: Point) -> None:
+    def median(time: str) -> str:
+        return f"{point.summary[time]['p50']:,.0f} ms" if point.summary[time] else "–"
+
+    figures = {
+        "Tokens per second": f"{point.summary['tokens_per_second']:,.1f}",
+        "Time to first token, median": median("first_token_ms"),
+        "Whole answer, median": median("latency_ms"),
+    }
+    for column, (label, figure) in zip(st.columns(3), figures.items(), strict=True):
+        column.metric(label, figure, border=True)
+
+
+def _show_throughput(shown: Sequence[Record]) -> None:
+    by_setting = shown[0].plan.sweep is not None
+    by_clients = len({point.clients for record in shown for point in record.answered}) > 1
+    columns = st.columns(2) if by_setting and by_clients else [st.container(), st.container()]
+    fastest = max(row["tokens_per_second"] for row in charts.throughput_rows(shown))
+    if by_setting:
+        with columns[0]:
+            st.markdown(f"**Tokens per second by {charts.axis_title(shown[0].plan).lower()}**")
+            st.altair_chart(
+                charts.throughput_by_setting(shown),
+                width="stretch",
+                alt=f"Bars: up to {fastest:.0f} tokens per second.",
+            )
+    if by_clients or not by_setting:
+        with columns[1]:
+            st.markdown("**Tokens per second by clients**")
+            st.altair_chart(
+                charts.throughput_by_clients(shown),
+                width="stretch",
+                alt=f"Lines: up to {fastest:.0f} tokens per second.",
+            )
+
+
+def _show_times(record: Record) -> None:
+    points = record.answered
+    clients = sorted({point.clients for point in points})
+    if record.plan.sweep and len(clients) > 1:
+        chosen = st.segmented_control(
+            "Times with how many clients",
+            clients,
+            default=clients[-1],
+            required=True,
+            key=f"experiment_times_{record.id}",
+        )
+        points = tuple(point for point in points if point.clients == chosen)
+    for column, time in zip(st.columns(2), charts.TIMES, strict=True):
+        with column:
+            st.markdown(f"**{charts.TIMES[time]}**")
+            rows = charts.time_rows(record.plan, points, time)
+            if not rows:
+                st.caption("No answer had any text.")
+                continue
+            longest = max(row["ms"] for row in rows)
+            chart = charts.times(record.plan, points, time)
+            st.altair_chart(chart, width="stretch", alt=f"Lines of p50, p95 and p99: up to {longest:.0f} ms.")
+
+
+def _show_table(shown: Sequence[Record]) -> None:
+    rows = []
+    for record in shown:
+        when = {"Experiment": f"{record.started.astimezone():%d %b %H:%M:%S}"} if len(shown) > 1 else {}
+        rows += [when | _table_row(record, point) for point in record.points]
+    st.table(rows, hide_index=True)
+
+
+def _table_row(record: Record, point: Point) -> dict[str, str]:
+    def times(name: str) -> str:
+        values = point.summary[name]
+        return f"{SPACE}/{SPACE}".join(f"{values[f'p{percent}']:,.0f}" for percent in PERCENTILES) if values else "–"
+
+    step = {} if point.value is None else {charts.axis_title(record.plan): str(point.value)}
+    percentiles = " / ".join(f"p{percent}" for percent in PERCENTILES)
+    return step | {
+        "Clients": str(point.clients),
+        "Tokens/s": f"{point.summary['tokens_per_second']:.1f}",
+        f"First token, ms ({percentiles})": times("first_token_ms"),
+        f"Whole answer, ms ({percentiles})": times("latency_ms"),
+        "Failed": f"{point.summary['errors']} of {point.summary['requests']}",
+    }
+
+
+def _show_timeline(record: Record) -> None:
+    st.markdown("**The requests of a run, one below the other**")
+    names = {record.plan.run_name(point.value, point.clients): point for point in reversed(record.answered)}
+    name = next(iter(names))
+    if len(names) > 1:
+        name = st.selectbox("Run", names, key=f"experiment_run_{record.id}")
+    point = names[name]
+    rows = charts.timeline_rows(point)
+    if rows:
+        st.altair_chart(
+            charts.timeline(point), width="stretch", alt=f"Bars of {len(point.samples)} requests over time."
+        )
+        st.caption(
+            "Queued: in TorchServe and in its worker. Reading: the prompt, up to the first token. Writing: the rest."
+        )
+    else:
+        st.caption("The server does not tell how long it read and wrote.")
+
+
+def _show_exports(config: ServerConfig, shown: Sequence[Record]) -> None:
+    record = shown[0]
+    with st.container(horizontal=True):
+        st.download_button(
+            "Download CSV",
+            records.to_csv(shown),
+            f"experiment-{record.id}.csv",
+            "text/csv",
+            key="experiment_csv",
+            on_click="ignore",
+            help="The figures of every run shown.",
+        )
+        st.download_button(
+            "Download JSON",
+            record.to_json(),
+            f"experiment-{record.id}.json",
+            "application/json",
+            key="experiment_json",
+            on_click="ignore",
+            help="Everything that was measured, request by request.",
+        )
+        if st.button("Delete", key="experiment_delete"):
+            _ask_to_delete(config, record)
+
+
+@st.dialog("Delete this experiment?")
+def _ask_to_delete(config: ServerConfig, record: Record) -> None:
+    st.write(record.title)
+    st.write("What it has measured is removed for good.")
+    if st.button("Delete for good", key="experiment_delete_sure", type="primary"):
+        records.delete(config, record.id)
+        st.rerun()

@@ -1,0 +1,47 @@
+"""Text first: what a page shows of a model's words, with prices, formulas, code and scripts of both directions."""
+
+from __future__ import annotations
+
+import pytest
+
+from apps.chat.markdown_text import is_right_to_left, text_as_markdown, with_direction
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        pytest.param("It costs $5 or $6.", r"It costs \$5 or \$6.", id="money is no formula"),
+        pytest.param(r"It costs \$5.", r"It costs \$5.", id="an escaped character stays one"),
+        pytest.param("Run `echo $HOME` for $5.", r"Run `echo $HOME` for \$5.", id="code in a line"),
+        pytest.param("A ` and $5\n\nb ` c", "A ` and \\$5\n\nb ` c", id="lone backticks are no code"),
+        pytest.param("$1\n```sh\necho $A `$B`\n```\n$2", "\\$1\n```sh\necho $A `$B`\n```\n\\$2", id="block of code"),
+        pytest.param("1. Do\n    ~~~\n    $A\n    ~~~", "1. Do\n    ~~~\n    $A\n    ~~~", id="block in a list"),
+        pytest.param("```sh\necho $A", "```sh\necho $A", id="block still being written"),
+        pytest.param("![x](http://a/b.png)", r"\![x](http://a/b.png)", id="an image is not loaded"),
+        pytest.param("Then :red[this] at 10:30", r"Then \:red[this] at 10:30", id="no colours"),
+        pytest.param("<b>bold</b>", "<b>bold</b>", id="Streamlit shows HTML as text"),
+        pytest.param("$5 a day, or $30 a week", r"\$5 a day, or \$30 a week", id="two prices are no formula"),
+        pytest.param("US$5, not A$ or $7", r"US\$5, not A\$ or \$7", id="dollars of several countries"),
+        pytest.param(r"Euler: $e^{i\pi} = -1$.", r"Euler: $e^{i\pi} = -1$.", id="a formula stays one"),
+        pytest.param("Let $x$ be $5", r"Let $x$ be \$5", id="a letter is a formula, a price is not"),
+        pytest.param(r"So \(a+b\) and \[x^2\]", "So $a+b$ and $$x^2$$", id="LaTeX's own brackets"),
+        pytest.param("$$\n\\int x\n$$", "$$\n\\int x\n$$", id="a block of formula"),
+        pytest.param("Half a formula: $e^{i", r"Half a formula: \$e^{i", id="formula still being written"),
+    ],
+)
+def test_model_output_is_text_before_it_is_markdown(said: str, shown: str) -> None:
+    assert text_as_markdown(said) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("Hello", False), ("שלום", True), ("مرحبا", True), ("1. שלום", True), ("你好", False), ("", False), ("42", False)],
+)
+def test_direction_is_that_of_the_first_letter(text: str, expected: bool) -> None:
+    assert is_right_to_left(text) is expected
+
+
+def test_right_to_left_lines_are_marked_behind_their_markdown_and_code_is_left_alone() -> None:
+    text = "שלום!\n- פריט\n## כותרת\nHello\n```\nשלום\n```"
+    assert with_direction(text) == "\u2067שלום!\n- \u2067פריט\n## \u2067כותרת\nHello\n```\nשלום\n```"
+    assert with_direction("plain") == "plain"

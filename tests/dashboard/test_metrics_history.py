@@ -1,0 +1,165 @@
+"""Who asks TorchServe for its metrics, and how often: a small HTTP server in its place counts the requests."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from apps.dashboard import metrics_history
+from apps.dashboard.metrics_history import MetricsHistory
+from tests.support.serving import make_home, wait_until
+from torchserve_client.config import ServerConfig
+
+WAITING = 3
+
+
+class FakeTorchServe(ThreadingHTTPServer):
+    """Tells its metrics, and that three requests wait."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Answers)
+        self.asked: Counter[str] = Counter()
+        self.arrived = 0
+        self.tokens = 0
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+        self.is_refusing = False
+
+    def answer(self, path: str) -> tuple[int, str]:
+        self.asked[path] += 1
+        self.may_answer.wait()
+        if self.is_refusing:
+            return 500, json.dumps({"code": 500, "type": "InternalServerException", "message": "No metrics today."})
+        if path == "/metrics":
+            return 200, (
+                "# TYPE ts_inference_requests_total counter\n"
+                f"ts_inference_requests_total {self.arrived}\n"
+                "# TYPE llamacpp_completion_tokens_total counter\n"
+                f'llamacpp_completion_tokens_total{{WorkerName="9000"}} {self.tokens}\n'
+            )
+        model = {"modelName": "llamacpp", "modelVersion": "1.0", "modelUrl": "a", "batchSize": 4, "maxBatchDelay": 0}
+        waiting = WAITING if self.arrived == WAITING else 0
+        queue = {"remainingCapacity": 97, "pendingRequests": waiting}
+        return 200, json.dumps([model | {"minWorkers": 1, "workers": [], "jobQueueStatus": queue}])
+
+
+class _Answers(BaseHTTPRequestHandler):
+    server: FakeTorchServe
+
+    def do_GET(self) -> None:
+        status, text = self.server.answer(self.path)
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Says nothing: pytest shows what a test prints."""
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeTorchServe]:
+    with FakeTorchServe() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.may_answer.set()
+        server.shutdown()
+
+
+@pytest.fixture
+def config(fake: FakeTorchServe, tmp_path: Path) -> ServerConfig:
+    address = f"http://127.0.0.1:{fake.server_port}"
+    overrides = dict.fromkeys(("metrics_address", "management_address", "inference_address"), address)
+    return make_home(tmp_path, **overrides, disable_token_authorization="true")
+
+
+@pytest.fixture
+def always_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And every poll waits for its point."""
+    monkeypatch.setattr(metrics_history, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(metrics_history, "PATIENCE_SECONDS", 60.0)
+
+
+@pytest.fixture
+def due_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_history, "POLL_SECONDS", 600.0)
+
+
+@pytest.mark.usefixtures("due_once")
+def test_many_viewers_at_once_cause_one_request(config: ServerConfig, fake: FakeTorchServe) -> None:
+    history = MetricsHistory(config)
+    viewers = [threading.Thread(target=history.poll) for _ in range(8)]
+    for viewer in viewers:
+        viewer.start()
+    for viewer in viewers:
+        viewer.join()
+    history.poll()
+    assert fake.asked == {"/metrics": 1}
+
+
+@pytest.mark.usefixtures("always_due")
+def test_the_queue_is_asked_for_only_while_it_may_hold_something(config: ServerConfig, fake: FakeTorchServe) -> None:
+    history = MetricsHistory(config)
+    described = "/models/llamacpp"
+
+    for _ in range(4):
+        history.poll()
+    assert fake.asked[described] == 1  # nobody knew at first
+    assert [point.queued for point in history.points()] == [0, 0, 0]
+
+    fake.arrived = WAITING
+    history.poll()
+    history.poll()
+    assert fake.asked[described] == 3
+    assert history.points()[-1].queued == WAITING
+
+    fake.arrived = WAITING + 1  # and the queue is empty
+    for _ in range(3):
+        history.poll()
+    assert fake.asked[described] == 4
+    assert history.points()[-1].queued == 0
+
+
+@pytest.mark.usefixtures("always_due")
+def test_a_restarted_server_counts_from_zero_and_the_rate_stays_positive(
+    config: ServerConfig, fake: FakeTorchServe
+) -> None:
+    history = MetricsHistory(config)
+    for fake.tokens in (100, 150, 20):
+        history.poll()
+    assert [point.tokens_per_second > 0 for point in history.points()] == [True, True]
+
+
+@pytest.mark.usefixtures("always_due")
+def test_a_server_that_does_not_tell_leaves_a_reason_and_the_points_so_far(
+    config: ServerConfig, fake: FakeTorchServe
+) -> None:
+    history = MetricsHistory(config)
+    history.poll()
+    history.poll()
+    fake.is_refusing = True
+    history.poll()
+    assert history.problem == "No metrics today."
+    assert len(history.points()) == 1
+
+    fake.is_refusing = False
+    history.poll()
+    history.poll()
+    assert history.problem == ""
+    assert len(history.points()) == 2  # what was counted meanwhile belongs to no point
+
+
+def test_a_slow_server_holds_up_nobody_and_is_not_asked_twice(config: ServerConfig, fake: FakeTorchServe) -> None:
+    history = MetricsHistory(config)
+    fake.may_answer.clear()
+    history.poll()
+    history.poll()
+    assert history.points() == []
+    fake.may_answer.set()
+    wait_until(lambda: not history.is_asking, what="the late answer")
+    assert fake.asked["/metrics"] == 1

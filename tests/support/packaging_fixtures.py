@@ -1,0 +1,86 @@
+"""Copies of the project to package in: `pytest_plugins = ["tests.support.packaging_fixtures"]` gives them to a test file."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.packaged_project import (
+    FAKE_CONVERTER,
+    FAKE_QUANTIZER,
+    FAKE_SOUNDNESS,
+    FAKES,
+    IN_ARCHIVE,
+    PROJECT,
+    Project,
+    copy_scripts,
+    write_executable,
+    write_tree,
+)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """The scripts, with fake tools, in a folder whose name needs quoting."""
+    root = copy_scripts(tmp_path / """it's "here"{0} $HOME""")
+    for name in IN_ARCHIVE:
+        if not (root / name).exists():
+            (root / name).write_text("# stand-in\n")
+    write_tree(root, {"package_llama/quantize.py": FAKE_QUANTIZER, "package_llama/check_gguf.py": FAKE_SOUNDNESS})
+    write_tree(tmp_path / "fakes", FAKES)
+    tools, environment = tmp_path / "tools", tmp_path / "venv"
+    tools.mkdir()
+    for tool in ("bash", "zsh", "dirname", "sed", "grep"):
+        if path := shutil.which(tool):
+            (tools / tool).symlink_to(path)
+    (environment / "bin").mkdir(parents=True)
+    write_executable(environment / "bin" / "python", f'#!{tools}/bash\nexec "{sys.executable}" "$@"\n')
+    return Project(
+        root,
+        {
+            "PATH": str(tools),
+            "VIRTUAL_ENV": str(environment),
+            "PYTHONPATH": str(tmp_path / "fakes"),
+            "FAKE_PIP_LOG": str(tmp_path / "pip.log"),
+            "FAKE_CONVERTER": FAKE_CONVERTER,
+            "STATES": str(tmp_path),
+        },
+    )
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path) -> Path:
+    """What looks like a Llama snapshot to whoever does not read the weights."""
+    folder = tmp_path / "Llama 2's snapshot"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "torch_dtype": "float16"}))
+    (folder / "tokenizer.model").write_bytes(b"tokens")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+@pytest.fixture
+def real_project(tmp_path: Path) -> Project:
+    """A copy of the project that shares what is fetched only once, llama.cpp's converter, with the project itself."""
+    root = copy_scripts(tmp_path / "real project")
+    for name in IN_ARCHIVE:
+        shutil.copy(PROJECT / name, root)
+    (PROJECT / ".cache").mkdir(exist_ok=True)
+    (root / ".cache").symlink_to(PROJECT / ".cache")
+    environment = {**os.environ, "VIRTUAL_ENV": sys.prefix, "STATES": str(tmp_path)}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    environment.pop("LLAMA2_Q4_MODEL", None)
+    return Project(root, environment)
+
+
+@pytest.fixture
+def demo_project(real_project: Project) -> Project:
+    """The same, with the project's models as well, so that the demo model is fetched only once."""
+    (PROJECT / "models").mkdir(exist_ok=True)
+    (real_project.root / "models").symlink_to(PROJECT / "models")
+    return real_project

@@ -1,0 +1,97 @@
+"""A model whose next token is a function of all tokens before it, so that a mixed-up cache changes the text.
+
+A token is a byte; END ends an answer. It checks what llama.cpp demands: consecutive positions, ascending slots, at
+most n_batch tokens. `fail_with` makes the next decode fail. `clock` advances by a time per token, as a model would.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from llama_cpp_worker.model import Chunk, DecodeError
+from llama_cpp_worker.sampling_params import SampledToken, SamplingParams, TokenLogprob
+
+END = 256
+
+
+class ScriptedSampler:
+    def __init__(self) -> None:
+        self.is_closed = False
+
+    def close(self) -> None:
+        assert not self.is_closed, "a sampler was closed twice"
+        self.is_closed = True
+
+
+class ScriptedModel:
+    def __init__(self, n_slots: int = 2, n_batch: int = 64, window: int = 200, script: bytes | None = None) -> None:
+        self.n_slots = n_slots
+        self.n_batch = n_batch
+        self.window = window
+        self.cache: dict[int, list[int]] = {slot: [] for slot in range(n_slots)}
+        self.batches: list[list[Chunk]] = []
+        self.samplers: list[ScriptedSampler] = []
+        self.fail_with: DecodeError | None = None
+        self.n_passes = 0  # runs of consecutive slots, each of which reads all the weights
+        self.seconds = 0.0
+        self.seconds_per_token = 0.001
+        self._script = script
+        self._next: dict[int, int] = {}
+
+    def clock(self) -> float:
+        return self.seconds
+
+    def piece(self, token: int) -> bytes:
+        return b"" if token == END else bytes([token])
+
+    def is_end(self, token: int) -> bool:
+        return token == END
+
+    def sampler(self, params: SamplingParams, prompt: Sequence[int]) -> ScriptedSampler:
+        self.samplers.append(ScriptedSampler())
+        return self.samplers[-1]
+
+    def decode(self, chunks: Sequence[Chunk]) -> list[int]:
+        if self.fail_with:
+            error, self.fail_with = self.fail_with, None
+            raise error
+        slots = [chunk.slot for chunk in chunks]
+        assert slots == sorted(set(slots)), "slots must be ascending, each once"
+        self.n_passes += 1 + sum(later != earlier + 1 for earlier, later in zip(slots, slots[1:], strict=False))
+        assert 0 < sum(len(chunk.tokens) for chunk in chunks) <= self.n_batch
+        indices, size = [], 0
+        for chunk in chunks:
+            assert chunk.position == len(self.cache[chunk.slot]), "a gap or an overlap in the cache"
+            self.cache[chunk.slot] += chunk.tokens
+            size += len(chunk.tokens)
+            indices.append(size - 1)
+            self._next[size - 1] = self._token_after(self.cache[chunk.slot])
+        self.batches.append(list(chunks))
+        self.seconds += self.seconds_per_token * size
+        return indices
+
+    def sample(self, sampler: ScriptedSampler, index: int, *, forbid_end: bool) -> int:
+        assert not sampler.is_closed
+        token = self._next[index]
+        return ord("!") if forbid_end and token == END else token
+
+    def logprobs(self, index: int, token: int, count: int) -> SampledToken:
+        chosen = TokenLogprob(self.piece(token), -0.5)
+        return SampledToken(chosen, (chosen,) * count)
+
+    def keep(self, slot: int, n_tokens: int) -> None:
+        del self.cache[slot][n_tokens:]
+
+    def save(self, slot: int) -> list[int]:
+        return list(self.cache[slot])
+
+    def restore(self, slot: int, state: list[int]) -> None:
+        self.cache[slot] = list(state)
+
+    def _token_after(self, tokens: list[int]) -> int:
+        if self._script is not None:
+            position = len(tokens) - tokens.index(ord(">")) - 1
+            return self._script[position] if position < len(self._script) else END
+        number = int.from_bytes(hashlib.sha256(repr(tokens).encode()).digest()[:4], "big")
+        return END if number % 40 == 0 else ord("a") + number % 26

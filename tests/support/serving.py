@@ -1,0 +1,180 @@
+"""Real TorchServe for tests: a home of its own, free ports, a running server, an archive that needs no model."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import random
+import re
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from torchserve_client import process as torchserve_process
+from torchserve_client.config import PROJECT, ServerConfig
+from torchserve_client.java import find_java
+from torchserve_client.process import is_listening
+
+T = TypeVar("T")
+
+
+_given_ports: set[int] = set()
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports nobody listens on, from below the range that the system uses for outgoing connections; none twice."""
+    found: list[int] = []
+    while len(found) < count:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            if port not in _given_ports:
+                _given_ports.add(port)
+                found.append(port)
+    return found
+
+
+def make_home(path: Path, **overrides: object) -> ServerConfig:
+    """A folder with the project's config.properties, on ports of its own; `overrides` replace or add properties."""
+    path.mkdir(parents=True, exist_ok=True)
+    inference, management, metrics, grpc_inference, grpc_management, worker, distribution = free_ports(7)
+    changes: dict[str, object] = {
+        "inference_address": f"http://127.0.0.1:{inference}",
+        "management_address": f"http://127.0.0.1:{management}",
+        "metrics_address": f"http://127.0.0.1:{metrics}",
+        "grpc_inference_port": grpc_inference,
+        "grpc_management_port": grpc_management,
+        "initial_worker_port": worker,  # TCP where TorchServe's netty has no native sockets, as on Apple's processors
+        "initial_distribution_port": distribution,
+        **overrides,
+    }
+    lines = (PROJECT / "config.properties").read_text().splitlines()
+    kept = [line for line in lines if not re.match(rf"({'|'.join(changes)})=", line)]
+    file = path / "config.properties"
+    file.write_text("\n".join([*kept, *(f"{name}={value}" for name, value in changes.items())]) + "\n")
+    (path / "model_store").mkdir(exist_ok=True)
+    return ServerConfig.load(file)
+
+
+@contextlib.contextmanager
+def running_server(config: ServerConfig) -> Iterator[ServerConfig]:
+    """TorchServe, started and stopped as the apps do it."""
+    try:
+        torchserve_process.start(config)
+        yield config
+    finally:
+        torchserve_process.stop(config)
+
+
+def start_by_hand(config: ServerConfig, folder: Path | None = None) -> None:
+    """TorchServe as somebody starts it on the command line, in `folder` or the config's own; its own log settings."""
+    environment = {name: value for name, value in os.environ.items() if name != "TS_CONFIG_FILE"}
+    environment |= {"JAVA_HOME": str(find_java().home), "TMPDIR": str(config.home), "TEMP": str(config.home)}
+    options = ["--ts-config", str(config.path), "--model-store", str(config.model_store)]
+    subprocess.run(
+        [Path(sys.executable).with_name("torchserve"), "--start", "--ncs", *options],
+        cwd=folder or config.home,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=True,
+        timeout=60,
+    )
+    wait_until(lambda: all(is_listening(host, port) for _, host, port in config.ports), 60, "TorchServe answers")
+
+
+def wait_until(condition: Callable[[], T], timeout: float = 30.0, what: str = "the condition") -> T:
+    """The first true value of `condition()`; fails after `timeout` seconds, naming `what` was waited for."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"{what}: not within {timeout:.0f} s"
+        time.sleep(0.05)
+    return value
+
+
+def write_echo_archives(config: ServerConfig) -> Path:
+    """Both archives with a handler that answers at once and needs no model. Returns the file that makes loading fail.
+
+    While that file exists, a worker with a batch size of at least the number written in it fails to load.
+    """
+    refuse = config.home / "refuse_batch_size"
+    for name, continuous in (("llamacpp.tar.gz", "true"), ("llamacpp-dynamic.tar.gz", "false")):
+        files = {
+            "MAR-INF/MANIFEST.json": json.dumps(_MANIFEST),
+            "model-config.yaml": f"continuousBatching: {continuous}\n",
+            "echo_handler.py": _ECHO_HANDLER.replace("REFUSE_FILE", str(refuse)),
+        }
+        with tarfile.open(config.model_store / name, "w:gz") as archive:
+            for path, text in files.items():
+                entry = tarfile.TarInfo(f"llamacpp/{path}")
+                entry.size = len(text.encode())
+                archive.addfile(entry, io.BytesIO(text.encode()))
+    return refuse
+
+
+def write_small_window_store(demo_store: Path, store: Path, n_ctx: int) -> Path:
+    """A model store whose model has a context window of `n_ctx` tokens: the demo's archive with that one setting."""
+    store.mkdir()
+    with (
+        tarfile.open(demo_store / "llamacpp.tar.gz") as source,
+        tarfile.open(store / "llamacpp.tar.gz", "w:gz") as made,
+    ):
+        for entry in source.getmembers():
+            file = source.extractfile(entry)
+            content = file.read() if file else b""
+            if entry.name.endswith("model-config.yaml"):
+                content = re.sub(rb"n_ctx: 0\b", b"n_ctx: %d" % n_ctx, content)
+                entry.size = len(content)
+            made.addfile(entry, io.BytesIO(content) if file else None)
+    return store
+
+
+_MANIFEST = {
+    "createdOn": "01/01/2025 00:00:00",
+    "runtime": "python",
+    "model": {
+        "modelName": "llamacpp",
+        "modelVersion": "1.0",
+        "handler": "echo_handler.py",
+        "configFile": "model-config.yaml",
+    },
+    "archiverVersion": "0.12.0",
+}
+
+_ECHO_HANDLER = """
+import json
+from pathlib import Path
+
+
+class EchoHandler:
+    def initialize(self, context):
+        refuse = Path("REFUSE_FILE")
+        batch_size = context.system_properties["batch_size"]
+        if refuse.exists() and batch_size >= int(refuse.read_text()):
+            raise ValueError(f"batch size {batch_size} does not fit in memory")
+
+    def handle(self, requests, context):
+        return [self.answer(request.get("body") or {}, context, i) for i, request in enumerate(requests)]
+
+    def answer(self, body, context, i):
+        headers = context.get_all_request_header(i)
+        path = headers.get("url_path") or headers.get("X-Api-Path", "")
+        if path.endswith("models"):
+            context.set_response_content_type(i, "application/json")
+            return json.dumps({"object": "list", "data": [{"id": "llamacpp"}]})
+        if "prompt" not in body:
+            context.set_response_status(400, "Bad Request", i)
+            context.set_response_content_type(i, "application/json")
+            error = {"message": "prompt is missing", "type": "invalid_request_error", "param": "prompt", "code": 400}
+            return json.dumps({"error": error})
+        events = [{"choices": [{"text": body["prompt"], "finish_reason": "stop"}]}, {"choices": [], "usage": {"n": 1}}]
+        context.set_response_content_type(i, "text/event-stream")
+        return "".join(f"data: {json.dumps(event)}\\n\\n" for event in events) + "data: [DONE]\\n\\n"
+"""

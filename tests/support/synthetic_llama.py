@@ -1,0 +1,225 @@
+"""A Llama 2 7B snapshot as Hugging Face stores it, true in all but its weights, which are random.
+
+Config, tensor names, shapes, shards, index, chat template and the vocabulary's size and kind are the real ones. It is
+written tensor by tensor: the full one is 13.5 GB on the disk and 0.3 GB in memory.
+
+    python tests/synthetic_llama.py FOLDER [--layers 32] [--bin] [--seed 0]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import struct
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+PROJECT = Path(__file__).resolve().parents[2]
+N_LAYERS, WIDTH, N_FF, N_HEADS, N_VOCAB = 32, 4096, 11008, 32, 32_000
+SHARD_BYTES = 10**10  # how save_pretrained split the real one in two
+CHUNK = 2**24  # values made at a time
+SPREAD = 0.02  # Llama 2's initializer_range
+
+# As in meta-llama/Llama-2-7b-chat-hf's tokenizer_config.json.
+CHAT_TEMPLATE = (
+    "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}"
+    "{% set system_message = messages[0]['content'] %}{% else %}{% set loop_messages = messages %}"
+    "{% set system_message = false %}{% endif %}{% for message in loop_messages %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{% if loop.index0 == 0 and system_message != false %}"
+    "{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] %}"
+    "{% else %}{% set content = message['content'] %}{% endif %}{% if message['role'] == 'user' %}"
+    "{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}{% elif message['role'] == 'assistant' %}"
+    "{{ ' '  + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor of the snapshot; `kind` is safetensors' name for its type."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str = "F16"
+
+    @property
+    def n_bytes(self) -> int:
+        return int(np.prod(self.shape)) * (4 if self.kind == "F32" else 2)
+
+    def chunks(self, dice: np.random.Generator) -> Iterator[np.ndarray]:
+        """The values: norms near one, the rotary frequencies as they are, everything else normal with SPREAD."""
+        if self.kind == "F32":
+            yield (10_000.0 ** -(np.arange(self.shape[0]) / self.shape[0])).astype("<f4")
+            return
+        middle = 1.0 if len(self.shape) == 1 else 0.0
+        for begin in range(0, int(np.prod(self.shape)), CHUNK):
+            count = min(CHUNK, int(np.prod(self.shape)) - begin)
+            values = dice.standard_normal(count, dtype=np.float32)
+            yield (values * np.float32(SPREAD) + np.float32(middle)).astype("<f2")
+
+
+def llama_2_7b_tensors(n_layers: int) -> list[Tensor]:
+    """Of the real model's 32 layers, the first `n_layers`, and what comes before and after them."""
+    tensors = [Tensor("model.embed_tokens.weight", (N_VOCAB, WIDTH))]
+    for layer in range(n_layers):
+        prefix = f"model.layers.{layer}."
+        tensors += [Tensor(f"{prefix}self_attn.{name}_proj.weight", (WIDTH, WIDTH)) for name in "qkvo"]
+        tensors += [
+            Tensor(f"{prefix}self_attn.rotary_emb.inv_freq", (WIDTH // N_HEADS // 2,), "F32"),
+            Tensor(f"{prefix}mlp.gate_proj.weight", (N_FF, WIDTH)),
+            Tensor(f"{prefix}mlp.up_proj.weight", (N_FF, WIDTH)),
+            Tensor(f"{prefix}mlp.down_proj.weight", (WIDTH, N_FF)),
+            Tensor(f"{prefix}input_layernorm.weight", (WIDTH,)),
+            Tensor(f"{prefix}post_attention_layernorm.weight", (WIDTH,)),
+        ]
+    return [*tensors, Tensor("model.norm.weight", (WIDTH,)), Tensor("lm_head.weight", (N_VOCAB, WIDTH))]
+
+
+def write_snapshot(
+    folder: Path, n_layers: int = N_LAYERS, *, seed: int = 0, shard_bytes: int = SHARD_BYTES, is_bin: bool = False
+) -> Path:
+    """Makes `folder` and returns it. is_bin: PyTorch's files instead of safetensors, each made in memory."""
+    folder.mkdir(parents=True)
+    _write_texts(folder, n_layers)
+    _write_tokenizer(folder / "tokenizer.model", seed)
+    shards: list[list[Tensor]] = [[]]
+    for tensor in llama_2_7b_tensors(n_layers):
+        if shards[-1] and sum(each.n_bytes for each in shards[-1]) + tensor.n_bytes > shard_bytes:
+            shards.append([])
+        shards[-1].append(tensor)
+    stem, ending = ("pytorch_model", "bin") if is_bin else ("model", "safetensors")
+    dice = np.random.default_rng(seed)
+    files: dict[str, str] = {}
+    for number, tensors in enumerate(shards, 1):
+        name = f"{stem}-{number:05d}-of-{len(shards):05d}.{ending}"
+        (_write_bin if is_bin else _write_safetensors)(folder / name, tensors, dice)
+        files |= {tensor.name: name for tensor in tensors}
+    total = sum(tensor.n_bytes for tensors in shards for tensor in tensors)
+    index = {"metadata": {"total_size": total}, "weight_map": files}
+    (folder / f"{stem}.{ending}.index.json").write_text(json.dumps(index, indent=2))
+    return folder
+
+
+def _write_safetensors(path: Path, tensors: list[Tensor], dice: np.random.Generator) -> None:
+    """In the format's own order: the widest types first, and by name."""
+    tensors = sorted(tensors, key=lambda tensor: (-int(tensor.kind[1:]), tensor.name))
+    header, end = {}, 0
+    for tensor in tensors:
+        begin, end = end, end + tensor.n_bytes
+        header[tensor.name] = {"dtype": tensor.kind, "shape": tensor.shape, "data_offsets": [begin, end]}
+    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for tensor in tensors:
+            _write_values(file, tensor, dice)
+
+
+def _write_values(file: BinaryIO, tensor: Tensor, dice: np.random.Generator) -> None:
+    for chunk in tensor.chunks(dice):
+        file.write(chunk.data)
+
+
+def _write_bin(path: Path, tensors: list[Tensor], dice: np.random.Generator) -> None:
+    import torch
+
+    values = {tensor.name: np.concatenate(list(tensor.chunks(dice))).reshape(tensor.shape) for tensor in tensors}
+    torch.save({name: torch.from_numpy(array) for name, array in values.items()}, path)
+
+
+def _write_texts(folder: Path, n_layers: int) -> None:
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "hidden_act": "silu",
+        "hidden_size": WIDTH,
+        "initializer_range": SPREAD,
+        "intermediate_size": N_FF,
+        "max_position_embeddings": 4096,
+        "model_type": "llama",
+        "num_attention_heads": N_HEADS,
+        "num_hidden_layers": n_layers,
+        "num_key_value_heads": N_HEADS,
+        "pretraining_tp": 1,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": None,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float16",
+        "transformers_version": "4.32.0.dev0",
+        "use_cache": True,
+        "vocab_size": N_VOCAB,
+    }
+    tokenizer = {
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "legacy": False,
+        "model_max_length": 4096,
+        "tokenizer_class": "LlamaTokenizer",
+        "chat_template": CHAT_TEMPLATE,
+    }
+    for name, content in (("config.json", config), ("tokenizer_config.json", tokenizer)):
+        (folder / name).write_text(json.dumps(content, indent=2))
+
+
+def _write_tokenizer(path: Path, seed: int) -> None:
+    """A SentencePiece BPE model of Llama 2's size: a few hundred tokens are learned, the others made-up words."""
+    import sentencepiece
+
+    with tempfile.TemporaryDirectory() as folder:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter((PROJECT / "LICENSE").read_text().splitlines()),
+            model_prefix=f"{folder}/tokenizer",
+            model_type="bpe",
+            vocab_size=800,
+            byte_fallback=True,
+            minloglevel=2,
+        )
+        learned = Path(folder, "tokenizer.model").read_bytes()
+    model = sentencepiece.SentencePieceProcessor(model_proto=learned)
+    known = {model.id_to_piece(token) for token in range(model.get_piece_size())}
+    words = [word for word in _made_up_words(seed) if word not in known][: N_VOCAB - len(known)]
+    assert len(known) + len(words) == N_VOCAB
+    pieces = (_piece(word, -float(len(known) - 259 + rank)) for rank, word in enumerate(words))
+    path.write_bytes(learned + b"".join(pieces))
+
+
+def _made_up_words(seed: int) -> list[str]:
+    syllables = ["".join(parts) for parts in product("bdfgklmnprstvw", "aeiou")]
+    words = ["".join(parts) for parts in product(syllables, repeat=2)] + [
+        "▁" + "".join(p) for p in product(syllables, repeat=3)
+    ]
+    random.Random(seed).shuffle(words)
+    return words
+
+
+def _piece(text: str, score: float) -> bytes:
+    """One more element of ModelProto's repeated field 1: in protobuf, it may simply follow what is there."""
+    word = text.encode()
+    message = bytes([0x0A, len(word)]) + word + b"\x15" + struct.pack("<f", score)
+    return bytes([0x0A, len(message)]) + message
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--layers", type=int, default=N_LAYERS)
+    parser.add_argument("--bin", action="store_true", help="PyTorch's files instead of safetensors")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    print(write_snapshot(given.folder, given.layers, seed=given.seed, is_bin=given.bin))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""The lock between programs: one holder, whatever program it is in, and none once that program is gone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from torchserve_client.config import PROJECT
+from torchserve_client.file_lock import Locked, held, is_held
+
+HOLDER = """
+import sys
+from pathlib import Path
+from torchserve_client.file_lock import held
+with held(Path(sys.argv[1]), 0):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "lock"
+    path.touch()
+    return path
+
+
+def test_lock_is_held_as_long_as_the_block_lasts(file: Path) -> None:
+    with held(file, 0):
+        assert is_held(file)
+        with pytest.raises(Locked), held(file, 0):
+            pass
+    assert not is_held(file)
+
+
+def test_lock_of_a_killed_program_is_free(file: Path) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(file)], cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdin and holder.stdout
+    with holder:
+        assert holder.stdout.readline() == b"held\n"
+        assert is_held(file)
+        holder.kill()
+        holder.wait()
+        with held(file, 30):
+            assert is_held(file)
+
+
+def test_error_inside_the_block_frees_the_lock_and_stays_itself(file: Path) -> None:
+    with pytest.raises(TimeoutError), held(file, 0):
+        raise TimeoutError
+    assert not is_held(file)
+
+
+def test_file_that_is_not_there_is_not_held(tmp_path: Path) -> None:
+    assert not is_held(tmp_path / "none")

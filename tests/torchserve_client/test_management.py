@@ -1,0 +1,452 @@
+"""Registering, scaling and changing a model on a real TorchServe, with a handler that needs no model."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from llama_cpp_worker.sampling_params import InvalidParameter, SamplingParams
+from tests.support.serving import make_home, running_server, wait_until, write_echo_archives
+from torchserve_client.config import ServerConfig
+from torchserve_client.drain import DrainPolicy
+from torchserve_client.http import Keys, RequestRefused, fetch
+from torchserve_client.inference import InferenceClient
+from torchserve_client.logs import worker_exceptions
+from torchserve_client.management import ChangeFailed, ManagementClient, ModelStatus, ServingSettings
+from torchserve_client.metrics import ARRIVED, scrape
+from torchserve_client.process import find_server, key_file
+
+ONE = ServingSettings(batch_size=4, max_batch_delay_ms=0, workers=1)
+TWO = replace(ONE, workers=2)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerConfig]:
+    config = make_home(tmp_path_factory.mktemp("management"))
+    write_echo_archives(config)
+    with running_server(config):
+        yield config
+
+
+@pytest.fixture
+def management(server: ServerConfig) -> Iterator[ManagementClient]:
+    """A server without a model."""
+    client = ManagementClient(server)
+    client.unregister()
+    yield client
+    (server.home / "refuse_batch_size").unlink(missing_ok=True)
+
+
+@pytest.fixture
+def one(server: ServerConfig) -> ManagementClient:
+    """A server whose model serves with ONE; left as it is where it already does, because loading takes seconds."""
+    (server.home / "refuse_batch_size").unlink(missing_ok=True)
+    client = ManagementClient(server)
+    status = client.describe()
+    if not (status and status.is_ready and status.settings == ONE):
+        client.unregister()
+        client.register(ONE)
+    return client
+
+
+def described(management: ManagementClient) -> ModelStatus:
+    status = management.describe()
+    assert status is not None
+    return status
+
+
+def answer_of(server: ServerConfig) -> str:
+    return "".join(piece.text for piece in InferenceClient(server).complete("hello", SamplingParams()))
+
+
+def refuse(server: ServerConfig, batch_size: int) -> None:
+    """From now on a worker with that batch size or more fails to load."""
+    (server.home / "refuse_batch_size").write_text(str(batch_size))
+
+
+def test_everybody_is_answered_while_a_worker_loads(server: ServerConfig, management: ManagementClient) -> None:
+    holds_up = server.home / "refuse_batch_size"
+    os.mkfifo(holds_up)  # the worker waits for a word in it
+    loading = threading.Thread(target=management.register, args=(ONE,))
+    inference = Keys(server, "inference")
+    loading.start()
+    word = wait_until(lambda: open_for_writing(holds_up), 120, "the worker to load")
+    try:
+        for _ in range(24):  # new connections, which TorchServe hands to its threads in turn
+            answer = inference.use(lambda key: fetch("GET", f"{server.inference_url}/ping", key, seconds=10))
+            assert answer == {"status": "Healthy"}
+        assert not described(management).is_ready
+    finally:
+        os.write(word, b"999")
+        os.close(word)
+        loading.join()
+    assert described(management).is_ready
+
+
+def open_for_writing(pipe: Path) -> int | None:
+    """A file descriptor; None as long as nobody reads."""
+    try:
+        return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return None
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_request_that_is_held_back_for_company_is_answered_before_the_model_goes(
+    server: ServerConfig, management: ManagementClient, workers: int
+) -> None:
+    management.register(ServingSettings(batch_size=4, max_batch_delay_ms=3000, workers=workers))
+    before = scrape(server).total(ARRIVED)
+    told: list[str] = []
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(answer_of, server)
+        wait_until(lambda: scrape(server).total(ARRIVED) > before, what="its arrival")
+        management.unregister(DrainPolicy(tell=told.append))
+
+        assert answer.result(60) == "hello"
+    assert any("max batch delay" in sentence for sentence in told)
+
+
+def test_one_worker_gets_continuous_batching(server: ServerConfig, management: ManagementClient) -> None:
+    management.register(ONE)
+
+    status = described(management)
+
+    assert (status.settings, status.batching, status.is_ready) == (ONE, "continuous", True)
+    assert status.workers[0].memory_bytes > 0 and status.workers[0].started
+    assert answer_of(server) == "hello"
+
+
+def test_two_workers_get_dynamic_batching(server: ServerConfig, management: ManagementClient) -> None:
+    management.register(TWO)
+
+    status = described(management)
+
+    assert (status.settings, status.batching, status.is_ready) == (TWO, "dynamic", True)
+    assert answer_of(server) == "hello"
+
+
+@pytest.mark.parametrize("settings", [pytest.param(ONE, id="continuous"), pytest.param(TWO, id="dynamic")])
+def test_failed_load_gives_the_cause_and_leaves_nothing(
+    server: ServerConfig, management: ManagementClient, settings: ServingSettings
+) -> None:
+    refuse(server, 4)
+
+    with pytest.raises(ChangeFailed, match="batch size 4 does not fit in memory"):
+        management.register(settings)
+
+    assert management.describe() is None
+    process = find_server(server)
+    assert process
+    wait_until(lambda: not process.children(recursive=True), what="no worker is left")
+    management.register(replace(settings, batch_size=3))
+    assert described(management).is_ready
+
+
+def test_second_registration_is_refused_and_changes_nothing(one: ManagementClient) -> None:
+    with pytest.raises(ChangeFailed, match="already registered"):
+        one.register(TWO)
+
+    assert described(one).settings == ONE
+
+
+def test_apply_of_another_batch_size_and_delay_is_read_back(one: ManagementClient) -> None:
+    wanted = replace(ONE, batch_size=7, max_batch_delay_ms=50)
+
+    one.apply(wanted)
+
+    assert described(one).settings == wanted
+
+
+def test_apply_of_more_workers_keeps_those_that_run(management: ManagementClient) -> None:
+    management.register(TWO)
+    before = {worker.pid for worker in described(management).workers}
+
+    management.apply(replace(TWO, workers=3))
+
+    after = described(management)
+    assert before < {worker.pid for worker in after.workers} and after.is_ready
+
+
+def test_apply_of_a_second_worker_changes_the_batching(one: ManagementClient) -> None:
+    one.apply(TWO)
+
+    assert described(one).batching == "dynamic"
+
+
+def test_failed_apply_puts_the_old_settings_back(server: ServerConfig, management: ManagementClient) -> None:
+    management.register(TWO)
+    refuse(server, 64)
+
+    with pytest.raises(ChangeFailed, match="batch size 64 does not fit in memory.*serves again with 2 workers"):
+        management.apply(replace(ONE, batch_size=64))
+
+    assert (described(management).settings, described(management).is_ready) == (TWO, True)
+    assert answer_of(server) == "hello"
+
+
+def test_failed_scale_keeps_the_old_workers(server: ServerConfig, management: ManagementClient) -> None:
+    management.register(TWO)
+    before = described(management).workers
+    refuse(server, 1)
+
+    with pytest.raises(ChangeFailed, match="does not fit in memory.*serves on with 2 workers"):
+        management.scale(3)
+
+    wait_until(lambda: described(management).is_ready, timeout=120, what="two workers as before")
+    assert {worker.pid for worker in described(management).workers} == {worker.pid for worker in before}
+
+
+def test_scale_refuses_a_second_worker_for_continuous_batching(one: ManagementClient) -> None:
+    with pytest.raises(ChangeFailed, match="one worker only"):
+        one.scale(2)
+
+
+def test_apply_without_a_model_says_to_register(management: ManagementClient) -> None:
+    with pytest.raises(ChangeFailed, match="press Register Llama2"):
+        management.apply(ONE)
+
+
+def test_missing_archive_is_named_and_the_model_serves_on(server: ServerConfig, one: ManagementClient) -> None:
+    archive = server.model_store / "llamacpp-dynamic.tar.gz"
+    hidden = archive.rename(archive.with_suffix(".hidden"))
+    try:
+        with pytest.raises(ChangeFailed, match=r"llamacpp-dynamic\.tar\.gz is missing .*package_llama\.sh"):
+            one.apply(TWO)
+    finally:
+        hidden.rename(archive)
+
+    assert described(one).is_ready
+
+
+def test_killed_worker_is_shown_and_comes_back(server: ServerConfig, one: ManagementClient) -> None:
+    pid = described(one).workers[0].pid
+
+    psutil.Process(pid).kill()
+
+    wait_until(lambda: not described(one).is_ready, what="the killed worker is shown")
+    wait_until(lambda: described(one).is_ready, 60, "a new worker")
+    assert described(one).workers[0].pid != pid
+    assert answer_of(server) == "hello"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(replace(ONE, batch_size=0), id="batch-size-0"),
+        pytest.param(replace(ONE, max_batch_delay_ms=-1), id="negative-delay"),
+        pytest.param(replace(ONE, workers=5), id="five-workers"),
+    ],
+)
+def test_settings_out_of_bounds_are_refused(management: ManagementClient, settings: ServingSettings) -> None:
+    with pytest.raises(InvalidParameter):
+        management.register(settings)
+
+
+@pytest.mark.parametrize("workers", [pytest.param(1, id="continuous"), pytest.param(2, id="dynamic")])
+def test_batch_size_of_one_waits_for_no_company(
+    server: ServerConfig, management: ManagementClient, workers: int
+) -> None:
+    management.register(ServingSettings(batch_size=1, max_batch_delay_ms=10_000, workers=workers))
+    begun = time.monotonic()
+
+    assert answer_of(server) == "hello"
+
+    assert time.monotonic() - begun < 10
+
+
+def test_only_one_program_changes_the_model_at_a_time(server: ServerConfig, one: ManagementClient) -> None:
+    with server.path.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+
+        with pytest.raises(ChangeFailed, match="Another page or program is changing the model"):
+            one.apply(replace(ONE, batch_size=2))
+
+    assert described(one).settings == ONE
+
+
+def test_archive_of_ones_own_is_served(server: ServerConfig, one: ManagementClient) -> None:
+    mine = server.model_store / "mine.tar.gz"
+    shutil.copyfile(server.model_store / "llamacpp.tar.gz", mine)
+
+    one.apply(ONE, mine.name)
+
+    assert (described(one).archive, described(one).is_ready) == ("mine.tar.gz", True)
+    one.apply(ONE)
+    assert described(one).archive == "llamacpp.tar.gz"
+
+
+# What can be seen.
+
+
+def test_model_whose_workers_cannot_load_any_more_has_failed(server: ServerConfig, one: ManagementClient) -> None:
+    assert (one.state().state, described(one).phase) == ("up", "ready")
+    refuse(server, 1)
+    log_end = (server.logs / "model_log.log").stat().st_size
+
+    psutil.Process(described(one).workers[0].pid).kill()
+
+    causes = wait_until(lambda: worker_exceptions(server, log_end), 120, "the new worker's failure")
+    assert "batch size 4 does not fit in memory" in causes[0]
+    wait_until(lambda: described(one).phase == "failed", 60, "its end")
+
+
+def test_server_that_refuses_our_key_is_unhealthy(server: ServerConfig, one: ManagementClient) -> None:
+    keys = key_file(server).read_text()
+    wrong = {name: entry | {"key": "wrong"} for name, entry in json.loads(keys).items()}
+    key_file(server).write_text(json.dumps(wrong))
+    try:
+        view = one.state()
+    finally:
+        key_file(server).write_text(keys)
+
+    assert (view.state, view.model) == ("unhealthy", None)
+    assert "refused the key" in view.problem
+
+
+def test_server_that_does_not_answer_is_starting_and_after_a_while_unhealthy(
+    server: ServerConfig, one: ManagementClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = find_server(server)
+    assert process
+    process.suspend()
+    try:
+        monkeypatch.setattr("server.management.START_SECONDS", 1e9)
+        assert one.state().state == "starting"
+        monkeypatch.setattr("server.management.START_SECONDS", 0.0)
+        view = one.state()
+    finally:
+        process.resume()
+
+    assert view.state == "unhealthy" and f"(process {process.pid}) runs but does not answer" in view.problem
+
+
+def test_server_that_is_not_there_is_down(tmp_path: Path) -> None:
+    view = ManagementClient(make_home(tmp_path)).state()
+
+    assert (view.state, view.model, view.problem) == ("down", None, "")
+
+
+# The state that an inference key can see.
+
+
+def test_inference_client_sees_no_model_then_loading_then_ready(
+    server: ServerConfig, management: ManagementClient
+) -> None:
+    client = InferenceClient(server)
+    assert client.state() == "no model"
+    management.register(replace(ONE, max_batch_delay_ms=2000))
+
+    assert client.state() == "loading"  # its question waits for company like any other
+
+    wait_until(lambda: client.state() == "ready", what="the worker's answer")
+    management.unregister()
+    assert client.state() == "no model"
+
+
+# Keys.
+
+
+@pytest.fixture(params=["management", "inference"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def ask(server: ServerConfig, kind: str) -> object:
+    """A request with that key: raises if the key is refused."""
+    return ManagementClient(server).describe() if kind == "management" else InferenceClient(server).models()
+
+
+def keys_in(server: ServerConfig) -> dict[str, dict[str, str]]:
+    return json.loads(key_file(server).read_text())
+
+
+def renew_elsewhere(server: ServerConfig, kind: str) -> None:
+    """What another program's renewal does: the old key is invalid from now on."""
+    fetch("GET", f"{server.management_url}/token?type={kind}", keys_in(server)["API"]["key"], 10)
+
+
+def test_key_renewed_by_another_program_is_picked_up(server: ServerConfig, one: ManagementClient, kind: str) -> None:
+    renew_elsewhere(server, kind)
+    renewed = keys_in(server)[kind]
+
+    ask(server, kind)
+
+    assert keys_in(server)[kind] == renewed
+
+
+def test_refused_key_is_renewed(server: ServerConfig, one: ManagementClient, kind: str) -> None:
+    stale = key_file(server).read_text()
+    renew_elsewhere(server, kind)
+    key_file(server).write_text(stale)
+
+    ask(server, kind)
+
+    assert keys_in(server)[kind]["key"] != json.loads(stale)[kind]["key"]
+
+
+def test_key_is_renewed_before_it_expires(server: ServerConfig, one: ManagementClient, kind: str) -> None:
+    keys = keys_in(server)
+    keys[kind]["expiration time"] = "2001-01-01T00:00:00.123456789Z"
+    key_file(server).write_text(json.dumps(keys))
+
+    ask(server, kind)
+
+    assert keys_in(server)[kind]["key"] != keys[kind]["key"]
+
+
+def test_key_file_that_is_being_written_is_read_again(
+    server: ServerConfig, management: ManagementClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = key_file(server).read_text()
+    key_file(server).write_text(text[:20])
+    pauses: list[float] = []
+
+    def write_the_rest(seconds: float) -> None:
+        pauses.append(seconds)
+        key_file(server).write_text(text)
+
+    monkeypatch.setattr(http, "time", SimpleNamespace(sleep=write_the_rest))
+    management.describe()
+
+    assert len(pauses) == 1
+
+
+def test_refused_request_shows_no_key(server: ServerConfig, management: ManagementClient) -> None:
+    keys = [entry["key"] for entry in keys_in(server).values()]
+
+    with pytest.raises(RequestRefused) as refused:
+        list(InferenceClient(server).complete("hello", SamplingParams()))
+
+    shown = f"{refused.value!r} {refused.value} {InferenceClient(server)!r} {management!r} {server!r}"
+    assert not [key for key in keys if key in shown]
+
+
+def test_logs_hold_requests_but_no_key(server: ServerConfig, one: ManagementClient) -> None:
+    answer_of(server)
+    logs = "".join(file.read_text() for file in Path(server.logs).glob("*.log"))
+
+    assert "POST /predictions/llamacpp" in logs
+    assert not [entry["key"] for entry in keys_in(server).values() if entry["key"] in logs]
+
+
+def test_server_without_tokens_needs_no_key(tmp_path: Path) -> None:
+    config = make_home(tmp_path, disable_token_authorization="true")
+    write_echo_archives(config)
+    with running_server(config):
+        ManagementClient(config).register(ONE)
+
+        assert answer_of(config) == "hello"
+        assert not key_file(config).exists()

@@ -1,0 +1,145 @@
+"""What two samples of a server's metrics mean, and that a real server's figures are the true ones."""
+
+from __future__ import annotations
+
+import psutil
+import pytest
+
+from tests.support.serving import wait_until
+from tests.support.wire import CHAT_PATH, chat_body, post
+from torchserve_client.config import ServerConfig
+from torchserve_client.management import ManagementClient
+from torchserve_client.metrics import (
+    ARRIVED,
+    FIRST_TOKEN,
+    ProcessSample,
+    Series,
+    Snapshot,
+    cpu_percent,
+    increase,
+    mean,
+    mean_queue_seconds,
+    parse_metrics,
+    percentile,
+    rate,
+    scrape,
+)
+
+TOKENS = "llamacpp_completion_tokens_total"
+
+TEXT = """\
+# HELP MemoryUsed Torchserve prometheus gauge metric with unit: Megabytes
+# TYPE MemoryUsed gauge
+# TYPE ts_inference_requests_total counter
+ts_inference_requests_total{model_name="llamacpp",model_version="1.0",hostname="vm",} 54.0
+# TYPE ts_queue_latency_microseconds counter
+ts_queue_latency_microseconds{model_name="llamacpp",model_version="1.0",hostname="vm",} 1.45E8
+# TYPE llamacpp_slots_busy gauge
+llamacpp_slots_busy{ModelName="llamacpp",WorkerName="9000",Hostname="vm",} 4.0
+llamacpp_slots_busy{ModelName="llamacpp",WorkerName="9001",Hostname="vm",} 3.0
+# TYPE llamacpp_time_to_first_token_seconds histogram
+llamacpp_time_to_first_token_seconds_bucket{ModelName="llamacpp",WorkerName="9000",Hostname="vm",le="0.1",} 2.0
+llamacpp_time_to_first_token_seconds_bucket{ModelName="llamacpp",WorkerName="9000",Hostname="vm",le="0.5",} 8.0
+llamacpp_time_to_first_token_seconds_bucket{ModelName="llamacpp",WorkerName="9000",Hostname="vm",le="+Inf",} 10.0
+llamacpp_time_to_first_token_seconds_count{ModelName="llamacpp",WorkerName="9000",Hostname="vm",} 10.0
+llamacpp_time_to_first_token_seconds_sum{ModelName="llamacpp",WorkerName="9000",Hostname="vm",} 4.0
+"""
+NOTHING = Snapshot(100.0, {})
+TEN_SECONDS_LATER = Snapshot(110.0, parse_metrics(TEXT))
+
+
+def counted(at: float, **workers: float) -> Snapshot:
+    """A snapshot in which only tokens were counted, by workers of these names."""
+    return Snapshot(at, {Series(TOKENS, worker): value for worker, value in workers.items()})
+
+
+def test_every_line_is_read_and_other_peoples_metrics_are_not() -> None:
+    assert TEN_SECONDS_LATER.total(ARRIVED) == 54
+    assert {series.name for series in TEN_SECONDS_LATER.series if "llamacpp" not in series.name} == {
+        "ts_inference_requests_total",
+        "ts_queue_latency_microseconds_total",
+    }
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        pytest.param({"a": 10, "b": 5}, {"a": 14, "b": 6}, 5, id="workers are summed"),
+        pytest.param({"a": 10}, {"a": 10, "b": 7}, 7, id="a new worker counts from zero"),
+        pytest.param({"a": 100, "b": 5}, {"a": 3, "b": 9}, 7, id="one worker's count starts again"),
+        pytest.param({"a": 10, "b": 5}, {"a": 12}, 2, id="a worker's count is gone"),
+    ],
+)
+def test_a_counter_grows_by_what_its_workers_added(
+    before: dict[str, float], after: dict[str, float], expected: float
+) -> None:
+    assert increase(counted(0, **before), counted(2, **after), TOKENS) == expected
+    assert rate(counted(0, **before), counted(2, **after), TOKENS) == expected / 2
+
+
+def test_a_histograms_mean_is_that_of_what_came_in_between() -> None:
+    assert mean(NOTHING, TEN_SECONDS_LATER, FIRST_TOKEN) == 0.4
+    assert mean(TEN_SECONDS_LATER, TEN_SECONDS_LATER, FIRST_TOKEN) is None
+
+
+@pytest.mark.parametrize(
+    ("percent", "seconds"),
+    [
+        pytest.param(10, 0.05, id="half of the first bucket"),
+        pytest.param(50, 0.3, id="half of the second bucket"),
+        pytest.param(80, 0.5, id="a bucket's very end"),
+        pytest.param(95, 0.5, id="above the last bound"),
+    ],
+)
+def test_a_percentile_lies_linearly_within_its_bucket(percent: float, seconds: float) -> None:
+    assert percentile(NOTHING, TEN_SECONDS_LATER, FIRST_TOKEN, percent) == pytest.approx(seconds)
+
+
+def test_a_percentile_of_nothing_is_none() -> None:
+    assert percentile(TEN_SECONDS_LATER, TEN_SECONDS_LATER, FIRST_TOKEN, 50) is None
+    assert percentile(NOTHING, NOTHING, FIRST_TOKEN, 50) is None
+
+
+def test_the_wait_in_torchserves_queue_is_shared_among_the_answers_that_ended() -> None:
+    assert mean_queue_seconds(NOTHING, TEN_SECONDS_LATER) == pytest.approx(14.5)
+    assert mean_queue_seconds(NOTHING, NOTHING) is None
+
+
+def process(worker: str, pid: int = 1, started: float = 0.0, cpu_seconds: float = 0.0) -> ProcessSample:
+    return ProcessSample(worker, pid, started, cpu_seconds, memory_bytes=0)
+
+
+def test_a_gauge_of_a_worker_that_has_ended_does_not_count() -> None:
+    """TorchServe goes on telling its last value (tried)."""
+    alive = Snapshot(110.0, TEN_SECONDS_LATER.series, (process(""), process("9000")))
+    assert alive.gauge_sum("llamacpp_slots_busy") == 4
+
+
+def test_cpu_is_told_of_the_same_process_only() -> None:
+    before = Snapshot(0, {}, (process("9000", pid=7, started=1.0, cpu_seconds=10),))
+    after = Snapshot(4, {})
+    assert cpu_percent(before, after, process("9000", pid=7, started=1.0, cpu_seconds=16)) == 150
+    assert cpu_percent(before, after, process("9000", pid=7, started=3.0, cpu_seconds=1)) is None
+
+
+def test_a_real_servers_tokens_and_processes_are_the_true_ones(server: ServerConfig) -> None:
+    before = scrape(server)
+    usage = post(server, chat_body("Count to ten.", max_tokens=20, ignore_eos=True), CHAT_PATH).json()["usage"]
+
+    def after_all_lines() -> Snapshot | None:  # TorchServe reads the worker's lines one after the other
+        now = scrape(server)
+        is_all = increase(before, now, f"{FIRST_TOKEN}_count") == 1 and increase(before, now, TOKENS) >= 20
+        return now if is_all else None
+
+    after = wait_until(after_all_lines, what="the answer to be counted")
+    assert after
+    assert increase(before, after, TOKENS) == usage["completion_tokens"] == 20
+    assert increase(before, after, "llamacpp_prompt_tokens_total") == usage["prompt_tokens"]
+    assert increase(before, after, ARRIVED) == 1
+    assert mean_queue_seconds(before, after) is not None
+
+    model = ManagementClient(server).describe()
+    assert model
+    assert [(each.worker, each.pid) for each in after.workers] == [(each.id, each.pid) for each in model.workers]
+    assert [psutil.Process(each.pid).name() for each in after.processes if not each.worker] == ["java"]
+    assert all((cpu_percent(before, after, each) or 0) > 0 for each in after.workers)

@@ -1,0 +1,111 @@
+"""The archives that TorchServe can load: which there are, what is in them, and making those of the demo model.
+
+An archive for one worker batches continuously. TorchServe 0.12's continuous batching freezes with more workers, so
+package_llama.sh makes a twin for dynamic batching: `name-dynamic.tar.gz` beside `name.tar.gz`. `--version 1.1` makes
+`llamacpp-1.1.tar.gz` and its twin; which version an archive is, its manifest says.
+
+Not covered: archives in TorchServe's other format, .mar.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from torchserve_client.config import PROJECT, ServerConfig, TorchServeError
+
+CONTINUOUS_ARCHIVE = "llamacpp.tar.gz"
+DYNAMIC_ARCHIVE = "llamacpp-dynamic.tar.gz"
+ENDING = ".tar.gz"
+
+
+class PackagingFailed(TorchServeError):
+    """package_llama.sh could not make the archives; the message has its reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """What an archive says about itself. model_path: its GGUF, None where the worker's environment names it."""
+
+    name: str
+    version: str
+    is_continuous: bool
+    model_path: Path | None
+
+    @property
+    def model_bytes(self) -> int | None:
+        """The GGUF's size; None where it is not known or not there."""
+        try:
+            return self.model_path.stat().st_size if self.model_path else None
+        except OSError:
+            return None
+
+
+def dynamic_archive_name(name: str) -> str:
+    """The archive with the same model for two or more workers."""
+    return f"{name.removesuffix(ENDING)}-dynamic{ENDING}"
+
+
+def archive_for(workers: int, chosen: str = CONTINUOUS_ARCHIVE, store: Path | None = None) -> str:
+    """`chosen` for one worker and its twin for more; in a `store` without the twin, `chosen` itself."""
+    twin = dynamic_archive_name(chosen)
+    return chosen if workers == 1 or (store and not (store / twin).is_file()) else twin
+
+
+def list_archives(store: Path) -> list[str]:
+    """What one can choose from, by name: twins are left out, because the number of workers chooses them."""
+    names = sorted(path.name for path in store.glob(f"*{ENDING}"))
+    return [name for name in names if name not in map(dynamic_archive_name, names)]
+
+
+def read_archive(path: Path) -> Archive:
+    """Raises TorchServeError for a file that is no archive with a manifest and a model-config.yaml."""
+    texts: dict[str, bytes] = {}
+    try:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                file = tar.extractfile(member) if Path(member.name).name in (_MANIFEST, _CONFIG) else None
+                if file:
+                    texts[Path(member.name).name] = file.read()
+        version = json.loads(texts[_MANIFEST])["model"]["modelVersion"]
+        config = yaml.safe_load(texts[_CONFIG])
+    except (OSError, tarfile.TarError, KeyError, ValueError, yaml.YAMLError) as error:
+        raise TorchServeError(f"{path} is not a usable archive: make it again with package_llama.sh.") from error
+    model_path = (config.get("handler") or {}).get("model_path")
+    return Archive(path.name, version, bool(config.get("continuousBatching")), Path(model_path) if model_path else None)
+
+
+_MANIFEST, _CONFIG = "MANIFEST.json", "model-config.yaml"
+
+
+def package_demo(config: ServerConfig, tell: Callable[[str], None]) -> str:
+    """Runs `package_llama.sh --demo` and puts both archives into the server's model store.
+
+    `tell` gets what the script prints; fetching the model (93 MB) takes a while the first time. Raises PackagingFailed.
+    """
+    command = ["bash", str(PROJECT / "package_llama.sh"), "--demo"]
+    with tempfile.TemporaryFile("w+") as errors:
+        with subprocess.Popen(
+            command, cwd=PROJECT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                tell(line.strip())
+        if process.returncode != 0:
+            errors.seek(0)
+            reason = errors.read().strip().splitlines()[-1:] or [f"it ended with status {process.returncode}"]
+            raise PackagingFailed(f"The demo model could not be packaged: {reason[0]}")
+    store = config.model_store
+    store.mkdir(parents=True, exist_ok=True)
+    for name in (CONTINUOUS_ARCHIVE, DYNAMIC_ARCHIVE):
+        if not (store / name).exists() or not (store / name).samefile(PROJECT / "model_store" / name):
+            shutil.copyfile(PROJECT / "model_store" / name, store / name)
+    return f"The demo model is packaged in {store}. Press Register Llama2."
