@@ -20,12 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-PROJECT = Path(__file__).resolve().parent.parent
 from playwright.sync_api import Browser, Page, expect
 
 from tests.support.browser import open_page, running_app, running_browser, send
 from tests.support.serving import free_ports, make_home, running_server
-from torchserve_client.config import ServerConfig
+from torchserve_client.config import PROJECT, ServerConfig
 from torchserve_client.management import DEFAULT_SETTINGS, ManagementClient
 
 QUESTION = "Write a long story about a llama who walks through the mountains."

@@ -9,7 +9,6 @@ import re
 import tempfile
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parent.parent
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from tests.support.browser import open_page, running_app, running_browser, send

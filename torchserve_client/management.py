@@ -51,8 +51,8 @@ __all__ = [
     "ChangeFailed",
     "ManagementClient",
     "ModelStatus",
-    "Patience",
-    "ServerView",
+    "DrainPolicy",
+    "ServerState",
     "ServingSettings",
 ]
 

@@ -19,6 +19,7 @@ import pytest
 
 from llama_cpp_worker.sampling_params import InvalidParameter, SamplingParams
 from tests.support.serving import make_home, running_server, wait_until, write_echo_archives
+from torchserve_client import http
 from torchserve_client.config import ServerConfig
 from torchserve_client.drain import DrainPolicy
 from torchserve_client.http import Keys, RequestRefused, fetch
