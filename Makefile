@@ -37,7 +37,7 @@ clean: ## remove what was made here: environment, archives, models, logs
 	rm -rf $(VENV) .cache models model_store logs
 
 $(VENV)/.installed: requirements.txt
-	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12) and "Python 3.10 to 3.12 is needed: make PYTHON=/path/to/python3.11 …")'
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "Python 3.11 to 3.13 is needed: make PYTHON=/path/to/python3.11 …")'
 	$(PYTHON) -m venv $(VENV)
 	@package_llama/check_compiler.sh $(BIN)/python
 	@echo "Installing. llama.cpp is compiled: that takes about 5 minutes on 2 cores, and only the first time."

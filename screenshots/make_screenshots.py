@@ -13,6 +13,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from tests.support.browser import open_page, running_app, running_browser, send
 from tests.support.serving import make_home, running_server
+from torchserve_client.config import PROJECT
 from torchserve_client.management import DEFAULT_SETTINGS, ManagementClient, ServingSettings
 
 PICTURES = Path(__file__).resolve().parent
