@@ -1,1 +1,1 @@
-"""What autoscaler.py decides by, and its switch."""
+"""Adds and removes workers of the model as the load changes: `python -m autoscaler --help`."""

@@ -1,134 +1,33 @@
-"""The autoscaler's switch and its files, for the process itself, the server app and the command line.
+"""Switches the autoscaler on and off: its lock and its process, for the process itself, the server app and the shell.
 
-Whoever holds the lock is the autoscaler; it is what keeps a second one from running, and what tells that one is on.
-The process, not this module, decides anything; see autoscaler.py.
+The process that holds the lock is the autoscaler of this server. Knows nothing of its decisions.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import psutil
 
-from autoscaler.policy import Observation, Policy
+from autoscaler.policy import Policy
+from autoscaler.state_files import read_report, write_policy
 from torchserve_client.config import PROJECT, ServerConfig, TorchServeError
-from torchserve_client.file_lock import Locked, held, is_held
+from torchserve_client.file_lock import Locked, file_lock, is_locked
 
 SWITCH_OFF_SECONDS = 10.0
-LOCK_SECONDS = 1.0  # is_on() holds the lock for a moment, too
-
-Kind = Literal["on", "up", "down", "held back", "failed", "waiting", "off"]
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A line of the decision log. at: seconds since the epoch. workers: as many as there are after it, 0 if unknown."""
-
-    at: float
-    kind: Kind
-    workers: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What the autoscaler tells about itself: its state now in words, its last look, and its log, oldest first."""
-
-    pid: int
-    at: float
-    now: str
-    seen: Observation | None
-    log: tuple[Entry, ...]
-
-
-class AlreadyOn(TorchServeError):
-    """Another autoscaler has the lock."""
-
-
-# The files, all in the server's log folder.
-
-
-def policy_file(config: ServerConfig) -> Path:
-    return config.logs / "autoscaler_policy.json"
-
-
-def report_file(config: ServerConfig) -> Path:
-    return config.logs / "autoscaler.json"
+LOCK_SECONDS = 1.0  # is_on() takes the lock for an instant
 
 
 def output_file(config: ServerConfig) -> Path:
+    """What the process prints."""
     return config.logs / "autoscaler.log"
-
-
-def read_policy(config: ServerConfig) -> Policy:
-    """The defaults before anybody has chosen; raises TorchServeError for a file that cannot be used."""
-    file = policy_file(config)
-    try:
-        policy = Policy(**json.loads(file.read_text()))
-        policy.check()
-        return policy
-    except FileNotFoundError:
-        return Policy()
-    except (OSError, ValueError, TypeError) as error:
-        raise TorchServeError(f"{file} cannot be used ({error}): delete it.") from error
-
-
-def write_policy(config: ServerConfig, policy: Policy) -> None:
-    """Counts from the next look of a running autoscaler; raises ValueError for what cannot be."""
-    policy.check()
-    _write(policy_file(config), asdict(policy))
-
-
-def read_report(config: ServerConfig) -> Report | None:
-    """The running autoscaler's, or the last one's; None if there never was one. Raises TorchServeError like above."""
-    file = report_file(config)
-    try:
-        raw: dict[str, Any] = json.loads(file.read_text())
-        seen = Observation(**raw["seen"]) if raw["seen"] else None
-        return Report(**raw | {"seen": seen, "log": tuple(Entry(**entry) for entry in raw["log"])})
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise TorchServeError(f"{file} cannot be used ({error}): delete it.") from error
-
-
-def write_report(config: ServerConfig, report: Report) -> None:
-    _write(report_file(config), asdict(report))
-
-
-def _write(file: Path, content: dict[str, Any]) -> None:
-    """As a whole: who reads at the same time sees the old file or the new one."""
-    file.parent.mkdir(exist_ok=True)
-    number, part = tempfile.mkstemp(prefix=f"{file.stem}.", dir=file.parent)  # two pages may write at once
-    with open(number, "w") as opened:
-        opened.write(json.dumps(content, indent=1))
-    os.replace(part, file)
-
-
-# On and off.
-
-
-def is_on(config: ServerConfig) -> bool:
-    return owner(config) is not None
-
-
-def owner(config: ServerConfig) -> int | None:
-    """The process id of the autoscaler that is on, 0 while it starts; None if none is."""
-    if not is_held(_lock_file(config)):
-        return None
-    pid = int(_lock_file(config).read_text() or 0)
-    return pid if psutil.pid_exists(pid) else 0  # one that was killed has left its own
 
 
 def _lock_file(config: ServerConfig) -> Path:
@@ -136,26 +35,39 @@ def _lock_file(config: ServerConfig) -> Path:
 
 
 @contextlib.contextmanager
-def only_one(config: ServerConfig) -> Iterator[None]:
-    """Holds the lock; raises AlreadyOn."""
-    config.logs.mkdir(exist_ok=True)
-    _lock_file(config).touch()
+def autoscaler_lock(config: ServerConfig) -> Iterator[None]:
+    """Raises TorchServeError if another autoscaler of this server runs. The lock of a killed process is free."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(file_lock(_lock_file(config), LOCK_SECONDS))
+        except Locked as error:
+            raise TorchServeError(f"The autoscaler is on already (process {autoscaler_pid(config)}).") from error
+        yield
+
+
+def is_on(config: ServerConfig) -> bool:
+    return is_locked(_lock_file(config))
+
+
+def autoscaler_pid(config: ServerConfig) -> int | None:
+    """Returns the process id of the autoscaler: 0 before its first report, None if it is off."""
+    if not is_on(config):
+        return None
+    report = read_report(config)
+    if report is None:
+        return 0
     try:
-        with held(_lock_file(config), LOCK_SECONDS):
-            _lock_file(config).write_text(str(os.getpid()))
-            try:
-                yield
-            finally:
-                _lock_file(config).write_text("")
-    except Locked as error:
-        raise AlreadyOn(f"The autoscaler is on already (process {owner(config)}).") from error
+        is_its_own = psutil.Process(report.pid).create_time() <= report.at  # else another process has got its id
+    except psutil.NoSuchProcess:
+        return 0  # the report of an earlier autoscaler
+    return report.pid if is_its_own else 0
 
 
 def switch_on(config: ServerConfig, policy: Policy) -> None:
-    """Starts the autoscaler as a process that outlives this one; returns when it looks after the server.
+    """Starts the autoscaler as a process that outlives this one, and waits until it has begun.
 
-    That is after a model with continuous batching has been registered again. Raises TorchServeError with the reason
-    where it does not come to that. One that is on already goes on, with this policy.
+    A continuously batched model has been registered again by then. An autoscaler that is on already gets the policy.
+    Raises TorchServeError with the reason if the autoscaler cannot begin.
     """
     write_policy(config, policy)
     if is_on(config):
@@ -163,14 +75,14 @@ def switch_on(config: ServerConfig, policy: Policy) -> None:
     started = time.time()
     process = _launch(config)
     while True:
-        has_ended = process.poll() is not None  # asked before the log is read: that is complete then
-        if _was_logged(config, "on", process.pid, started):
-            return  # even if it has been ended again since: that is told by its log, to everybody
+        has_ended = process.poll() is not None  # before the report is read, which is then complete
+        if _has_begun(config, process.pid, started):
+            return  # it may have ended since; its log says so
         if has_ended:
             break
         time.sleep(0.05)
     if is_on(config):
-        return  # somebody else was quicker
+        return  # another one has started at the same moment
     if process.returncode < 0:
         name = signal.Signals(-process.returncode).name
         raise TorchServeError(f"The autoscaler's process was ended from outside ({name}) while it started.")
@@ -179,8 +91,7 @@ def switch_on(config: ServerConfig, policy: Policy) -> None:
 
 
 def _launch(config: ServerConfig) -> subprocess.Popen[bytes]:
-    with output_file(config).open("ab") as output:
-        output.truncate(0)
+    with output_file(config).open("wb") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "autoscaler"],
             cwd=config.home,
@@ -192,19 +103,17 @@ def _launch(config: ServerConfig) -> subprocess.Popen[bytes]:
         )
 
 
-def _was_logged(config: ServerConfig, kind: Kind, pid: int, since: float) -> bool:
+def _has_begun(config: ServerConfig, pid: int, since: float) -> bool:
     report = read_report(config)
-    return (
-        report is not None
-        and report.pid == pid
-        and any(entry.kind == kind and entry.at >= since for entry in report.log)
-    )
+    if report is None or report.pid != pid:
+        return False
+    return any(entry.kind == "on" and entry.at >= since for entry in report.log)
 
 
 def switch_off(config: ServerConfig) -> None:
-    """Ends the autoscaler and leaves the workers as they are; raises TorchServeError where it does not end."""
+    """Ends the autoscaler and leaves the workers as they are. Raises TorchServeError if it does not end in time."""
     deadline = time.monotonic() + SWITCH_OFF_SECONDS
-    while (pid := owner(config)) is not None:
+    while (pid := autoscaler_pid(config)) is not None:
         if pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)

@@ -1,1 +1,1 @@
-"""Load while a setting of the server varies; `python -m experiments --help`."""
+"""Measures the server under load while one of its settings varies: `python -m experiments --help`."""

@@ -1,4 +1,4 @@
-"""An experiment from the command line: python -m experiments --clients 8 --sweep batch_size=1,4,8"""
+"""Measures the server under load while one of its settings varies, then puts the old settings back."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import signal
 import sys
 from pathlib import Path
 
-from experiments import records
-from experiments.load_test import PERCENTILES
+from experiments.load_test import print_summary
+from experiments.plan import SWEEPS, Plan, values_from
 from experiments.prompts import PROMPT_SETS
-from experiments.records import Plan, Point
-from experiments.restore import put_back
-from experiments.run import Experiment, Progress
+from experiments.records import ExperimentRecord, record_file, to_csv
+from experiments.restore import restore_setup
+from experiments.run import Experiment, ExperimentProgress
 from llama_cpp_worker.sampling_params import InvalidParameter
 from torchserve_client.config import ServerConfig, TorchServeError
 
@@ -20,32 +20,38 @@ from torchserve_client.config import ServerConfig, TorchServeError
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m experiments",
-        description="Load while one of the server's settings varies. The old settings are put back when it is done, "
-        "failed or cancelled (Ctrl-C).",
+        description=__doc__,
+        epilog="The settings are put back after a failure and after a cancel (Ctrl-C), too.",
     )
     parser.add_argument("--clients", default="8", help="numbers of clients to try, like 1,4,8 (default %(default)s)")
     parser.add_argument("--requests", type=int, help="of each run (default: 4 for each client of the largest)")
     parser.add_argument("--max-tokens", type=int, default=64, help="tokens of each answer (default %(default)s)")
-    parser.add_argument("--prompts", choices=PROMPT_SETS, default="short", help="what is asked (default %(default)s)")
-    parser.add_argument(
-        "--sweep", metavar="NAME=VALUES", help=f"one of {', '.join(records.SWEEPS)}, like batch_size=1,4,8"
-    )
+    parser.add_argument("--prompts", choices=PROMPT_SETS, default="short", help="which prompts (default %(default)s)")
+    parser.add_argument("--sweep", metavar="NAME=VALUES", help=f"one of {', '.join(SWEEPS)}, like batch_size=1,4,8")
     parser.add_argument("--csv", type=Path, help="file for the figures")
-    parser.add_argument("--restore", action="store_true", help="put back what a killed experiment left, and end")
+    parser.add_argument("--restore", action="store_true", help="put back what a killed experiment changed, and end")
     arguments = parser.parse_args()
     try:
         config = ServerConfig.load()
         if arguments.restore:
-            put_back(config, print)
+            restore_setup(config, print)
             return 0
-        return _run(config, _plan(arguments), arguments.csv)
+        plan = _plan(arguments)
+        record = _run(config, plan)
     except (TorchServeError, InvalidParameter) as error:
         print(error, file=sys.stderr)
         return 1
+    for point in record.points:
+        print(f"{plan.run_name(point.value, point.clients)}: {point.first_error or 'no errors'}")
+        print_summary(point.summary)
+    print(f"{record.state}. {record.reason}".strip(), record_file(config, record.id), sep="\n")
+    if arguments.csv:
+        arguments.csv.write_text(to_csv([record]))
+    return 0 if record.state == "done" else 1
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:
-    clients = tuple(int(number) for number in records.values_from("clients", arguments.clients))
+    clients = tuple(int(number) for number in values_from("clients", arguments.clients))
     sweep, _, values = (arguments.sweep or "").partition("=")
     return Plan(
         clients=clients,
@@ -53,37 +59,24 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         prompts=arguments.prompts,
         max_tokens=arguments.max_tokens,
         sweep=sweep or None,
-        values=records.values_from(sweep, values) if sweep else (),
+        values=values_from(sweep, values) if sweep else (),
     )
 
 
-def _run(config: ServerConfig, plan: Plan, csv: Path | None) -> int:
-    told = [""]
+def _run(config: ServerConfig, plan: Plan) -> ExperimentRecord:
+    printed = ""
 
-    def tell(progress: Progress) -> None:
-        if progress.doing != told[0]:
-            told[0] = progress.doing
+    def print_progress(progress: ExperimentProgress) -> None:
+        nonlocal printed
+        if progress.activity != printed:
+            printed = progress.activity
             left = "" if progress.seconds_left is None else f" (about {progress.seconds_left:.0f} s left)"
-            print(f"{progress.doing}{left}", flush=True)
+            print(f"{progress.activity}{left}", flush=True)
 
-    experiment = Experiment(config, plan, tell)
+    experiment = Experiment(config, plan, print_progress)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: experiment.cancel())
-    record = experiment.run()
-    for point in record.points:
-        print(_line(plan, point))
-    print(f"{record.state}. {record.reason}".strip(), records.file_of(config, record.id), sep="\n")
-    if csv:
-        csv.write_text(records.to_csv([record]))
-    return 0 if record.state == "done" else 1
-
-
-def _line(plan: Plan, point: Point) -> str:
-    times = point.summary["first_token_ms"]
-    first = " / ".join(f"{times[f'p{percent}']:.0f}" for percent in PERCENTILES) if times else "-"
-    failed = f"   {point.summary['errors']} failed: {point.first_error}" if point.first_error else ""
-    speed = f"{point.summary['tokens_per_second']:7.1f} tokens/s   first token p50/p95/p99 {first} ms"
-    return f"{plan.run_name(point.value, point.clients):36} {speed}{failed}"
+    return experiment.run()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Experiments in a thread, for the page, which must not wait for them."""
+"""Runs experiments in a thread, so that a page does not wait for them. Knows nothing of the page."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import atexit
 import threading
 from collections.abc import Callable
 
-from experiments.records import Plan
-from experiments.restore import ExperimentFailed, put_back
-from experiments.run import Experiment, Progress
+from experiments.plan import Plan
+from experiments.restore import ExperimentFailed, restore_setup
+from experiments.run import Experiment, ExperimentProgress
 from torchserve_client.config import ServerConfig, TorchServeError
 
-CLOSE_SECONDS = 60.0  # for the end of a program whose experiment is still running: cancel it, put the settings back
+CLOSE_SECONDS = 60.0  # at the end of the program: cancel the experiment and restore the settings
 
 
-class Background:
-    """The experiments of one server, one after the other in a thread, whichever page asked for them.
+class BackgroundExperiments:
+    """The experiments of one server, one at a time, for all pages.
 
-    Every method may be called from any thread. A program that ends cancels and puts back first.
+    Any thread may call any method. When the program ends, it cancels the experiment and waits for the old settings.
+    progress: of the current experiment. problem: why the last one could not start.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -26,8 +27,8 @@ class Background:
         self._thread: threading.Thread | None = None
         self._experiment: Experiment | None = None
         self.is_cancelled = False
-        self.progress: Progress | None = None  # of what runs
-        self.problem: TorchServeError | None = None  # why the last one could not even start
+        self.progress: ExperimentProgress | None = None
+        self.problem: TorchServeError | None = None
         atexit.register(self._close)
 
     @property
@@ -39,13 +40,13 @@ class Background:
         return self.is_running and self._experiment is not None and not self.is_cancelled
 
     def start(self, plan: Plan) -> None:
-        """Raises InvalidParameter for a plan that cannot be done; does nothing while something else runs."""
-        experiment = Experiment(self._config, plan, self._report)
+        """Does nothing while something runs. Raises InvalidParameter for a plan that cannot be carried out."""
+        experiment = Experiment(self._config, plan, self._set_progress)
         self._begin(experiment.run, experiment)
 
-    def put_back(self) -> None:
-        """What a killed experiment left behind; does nothing while something else runs."""
-        self._begin(lambda: put_back(self._config, lambda sentence: self._report(Progress(sentence, 0, 0, None))))
+    def restore_setup(self) -> None:
+        """Restores the setup that a killed experiment has changed. Does nothing while something runs."""
+        self._begin(lambda: restore_setup(self._config, self._set_activity))
 
     def cancel(self) -> None:
         if self._experiment:
@@ -61,6 +62,7 @@ class Background:
             self._thread.start()
 
     def _perform(self, act: Callable[[], object]) -> None:
+        # This stays if `act` ends with an error that is not a TorchServeError; Python prints its traceback.
         self.problem = ExperimentFailed("It ended by an error of this program: the terminal it runs in shows it.")
         try:
             act()
@@ -68,8 +70,11 @@ class Background:
         except TorchServeError as error:
             self.problem = error
 
-    def _report(self, progress: Progress) -> None:
+    def _set_progress(self, progress: ExperimentProgress) -> None:
         self.progress = progress
+
+    def _set_activity(self, activity: str) -> None:
+        self.progress = ExperimentProgress(activity)
 
     def _close(self) -> None:
         self.cancel()

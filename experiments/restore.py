@@ -1,7 +1,7 @@
-"""One experiment at a time, and what must be put back after it. Knows nothing of load.
+"""The experiment lock, and the settings that must be restored after an experiment. Knows nothing of load.
 
-A lock file sees to it that no two experiments of a server run at once, in whatever program. A note beside it says what
-the server should serve with again: a program that is killed leaves it, and the next one can put it back.
+The lock lets one experiment at a time run against a server, in any program. A note beside the lock says how the server
+must serve after the experiment. A killed program leaves the note, and the next program can restore the settings.
 """
 
 from __future__ import annotations
@@ -9,84 +9,84 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
-from experiments import records
-from experiments.records import Setup
+from experiments.json_file import read_json, write_whole
+from experiments.plan import Setup
+from experiments.records import records_folder
 from torchserve_client.config import ServerConfig, TorchServeError
 from torchserve_client.drain import DrainPolicy
-from torchserve_client.file_lock import Locked, held, is_held
+from torchserve_client.file_lock import Locked, file_lock, is_locked
 from torchserve_client.management import ManagementClient
 
-LOCK_SECONDS = 1.0  # asking whether somebody holds the lock takes it for a moment
+LOCK_SECONDS = 1.0  # is_running() takes the lock for an instant
 
 
 class ExperimentFailed(TorchServeError):
-    """Why an experiment could not start or go on."""
+    """Why an experiment could not start, or why it ended early."""
 
 
 @contextlib.contextmanager
-def only_one(config: ServerConfig) -> Iterator[None]:
-    """Raises ExperimentFailed while another experiment of this server runs; the system lets go for a killed program."""
-    file = records.folder_of(config) / "lock"
-    try:
-        file.parent.mkdir(exist_ok=True)
-        file.touch()
-    except OSError as error:
-        raise ExperimentFailed(f"{file} cannot be made ({error.strerror}): make that place writable.") from error
-    try:
-        with held(file, LOCK_SECONDS):
-            yield
-    except Locked as error:
-        raise ExperimentFailed("An experiment is running already: wait for its end, or cancel it.") from error
+def experiment_lock(config: ServerConfig) -> Iterator[None]:
+    """Raises ExperimentFailed while another experiment of this server runs. The lock of a killed program is free."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(file_lock(_lock_file(config), LOCK_SECONDS))
+        except Locked as error:
+            raise ExperimentFailed("An experiment is running already: wait for its end, or cancel it.") from error
+        yield
 
 
 def is_running(config: ServerConfig) -> bool:
-    """Whether an experiment of this server runs, in this program or another."""
-    return is_held(records.folder_of(config) / "lock")
+    """Whether an experiment of this server runs, in this program or in another one."""
+    return is_locked(_lock_file(config))
 
 
-def left_behind(config: ServerConfig) -> Setup | None:
-    """What the server should serve with, if an experiment has ended without putting it back."""
-    return None if is_running(config) else read_note(config)
+def _lock_file(config: ServerConfig) -> Path:
+    return records_folder(config) / "lock"
 
 
-def put_back(config: ServerConfig, tell: Callable[[str], None]) -> None:
-    """Serves with what an experiment left behind; raises TorchServeError if that fails."""
-    with only_one(config):
-        setup = read_note(config)
+def restore_note_file(config: ServerConfig) -> Path:
+    return records_folder(config) / "restore.json"
+
+
+def read_restore_note(config: ServerConfig) -> Setup | None:
+    """Returns the setup before the experiment that runs or was killed. None: there is nothing to restore."""
+    return read_json(restore_note_file(config), Setup.from_fields)
+
+
+def write_restore_note(config: ServerConfig, setup: Setup) -> None:
+    write_whole(restore_note_file(config), json.dumps(asdict(setup)))
+
+
+def discard_restore_note(config: ServerConfig) -> None:
+    """The server keeps the settings that it has now."""
+    restore_note_file(config).unlink(missing_ok=True)
+
+
+def unrestored_setup(config: ServerConfig) -> Setup | None:
+    """Returns the setup to restore if an experiment was killed, else None."""
+    return None if is_running(config) else read_restore_note(config)
+
+
+def restore_setup(config: ServerConfig, on_progress: Callable[[str], None]) -> None:
+    """Restores the setup that a killed experiment has changed. Raises TorchServeError if that fails."""
+    with experiment_lock(config):
+        setup = read_restore_note(config)
         if setup is None:
             raise ExperimentFailed("There is nothing to put back.")
-        serve(config, setup, tell)
-        forget(config)
+        apply_setup(config, setup, on_progress)
+        discard_restore_note(config)
 
 
-def forget(config: ServerConfig) -> None:
-    """Leaves the server as it is, whatever an experiment left behind."""
-    note_file(config).unlink(missing_ok=True)
+def apply_setup(config: ServerConfig, setup: Setup, on_progress: Callable[[str], None]) -> None:
+    """Serves the model with `setup`, and registers it if necessary. Raises TorchServeError if that fails.
 
-
-def note_file(config: ServerConfig) -> Path:
-    return records.folder_of(config) / "put_back.json"
-
-
-def read_note(config: ServerConfig) -> Setup | None:
-    """What is to be put back at the end of the experiment that runs, or that was killed; None if there is nothing."""
-    try:
-        return records.setup_from(json.loads(note_file(config).read_text()))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TorchServeError(f"{note_file(config)} cannot be read ({error}): delete it.") from error
-
-
-def serve(config: ServerConfig, setup: Setup, tell: Callable[[str], None]) -> None:
-    """Makes the model serve with `setup`, registering it if it is not; raises TorchServeError if it cannot.
-
-    Requests in progress may finish before; `tell` gets a sentence whenever there is something new to say.
+    Requests in progress may finish first. `on_progress` gets a sentence at each new stage.
     """
     management = ManagementClient(config)
     if management.describe() is None:
         management.register(setup.settings, setup.archive)
     else:
-        management.apply(setup.settings, setup.archive, DrainPolicy(tell=tell))
+        management.apply(setup.settings, setup.archive, DrainPolicy(on_progress=on_progress))

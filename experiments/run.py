@@ -1,28 +1,28 @@
-"""One experiment: load while one of the server's settings varies, after which the old settings are put back.
+"""Runs one experiment: sends load while one of the server's settings varies, then restores the old settings.
 
-They are put back when it is done, failed or cancelled (Ctrl-C). Only a program that is killed cannot do it: it leaves a
-note, and the next start offers it (`--restore` on the command line). A lock file sees to it that no two experiments
-of a server run at once, in whatever program.
+They are restored when the experiment is done, has failed or was cancelled (Ctrl-C). A killed program cannot do that. It
+leaves a note (experiments/restore.py), and the next start offers to restore the settings.
 
-Threads: the one that Experiment.run() is called in, and run_load's.
-Not covered: settings that somebody else changes meanwhile; that ends the experiment, and the old ones are put back.
+Threads: the one that calls Experiment.run(), and run_load's.
+Not covered: another program's changes to the settings meanwhile. They end the experiment, and are lost.
 """
 
 from __future__ import annotations
 
-import json
 import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
 
-from experiments import records
+from experiments import restore
 from experiments.load_test import Run, Sample, run_load, torchserve_target
+from experiments.plan import Plan, Setup, Value
 from experiments.prompts import make_bodies
-from experiments.records import Plan, Point, Record, Setup, State, Value
-from experiments.restore import ExperimentFailed, forget, note_file, only_one, read_note, serve
+from experiments.records import EndState, ExperimentRecord, MeasuredPoint, new_record_id, save
+from experiments.restore import ExperimentFailed
 from llama_cpp_worker.sampling_params import InvalidParameter
 from torchserve_client.config import ServerConfig, TorchServeError
 from torchserve_client.inference import InferenceClient
@@ -32,91 +32,83 @@ WARM_UP_TOKENS = 8
 
 
 class _Cancelled(Exception):
-    """Somebody wants it to end."""
+    """cancel() was called."""
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """What an experiment does now; `seconds_left` is None until there is something to judge it by."""
+class ExperimentProgress:
+    """What an experiment does now, and how much of it is done: loads of the model, and requests."""
 
-    doing: str
-    answered: int
-    requests: int
-    seconds_left: float | None
-
-
-@dataclass(slots=True)
-class Pace:
-    """How long the rest will take, judged by the means until now."""
-
-    loads: int
-    requests: int
+    activity: str = ""
+    loads: int = 0
+    requests: int = 0
     loaded: int = 0
     answered: int = 0
     loading_seconds: float = 0.0
-    asking_seconds: float = 0.0
+    answering_seconds: float = 0.0
 
     @property
     def seconds_left(self) -> float | None:
+        """Estimated from the mean times so far. None before the first load or the first answer."""
         loads, requests = self.loads - self.loaded, self.requests - self.answered
         if (loads and not self.loaded) or (requests and not self.answered):
             return None
-        per_load = self.loading_seconds / max(1, self.loaded)
-        return loads * per_load + requests * self.asking_seconds / max(1, self.answered)
+        seconds_per_load = self.loading_seconds / max(1, self.loaded)
+        seconds_per_request = self.answering_seconds / max(1, self.answered)
+        return loads * seconds_per_load + requests * seconds_per_request
 
 
-@dataclass(slots=True)
 class Experiment:
-    """One experiment: run() once, cancel() from any thread. `report` is called in the clients' threads, too."""
+    """One experiment. Call run() once. Any thread may call cancel().
 
-    config: ServerConfig
-    plan: Plan
-    report: Callable[[Progress], None]
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _points: list[Point] = field(default_factory=list)
-    _doing: str = ""
-    _pace: Pace = field(init=False)
-    _base: Setup = field(init=False)
+    `on_progress` is called in the clients' threads, too. Raises InvalidParameter for a plan that cannot be carried out.
+    """
 
-    def __post_init__(self) -> None:
-        self.plan.check()
-        loads = len(self.plan.values) + 1 if self.plan.sweep else 0
-        self._pace = Pace(loads, self.plan.requests * self.plan.runs)
+    def __init__(self, config: ServerConfig, plan: Plan, on_progress: Callable[[ExperimentProgress], None]) -> None:
+        plan.check()
+        self._config = config
+        self._plan = plan
+        self._on_progress = on_progress
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._points: list[MeasuredPoint] = []
+        loads = len(plan.values) + 1 if plan.sweep else 0
+        self._progress = ExperimentProgress(loads=loads, requests=plan.requests * plan.runs)
 
     def cancel(self) -> None:
-        """Hangs up on the open requests; a model that is being loaded is waited for."""
+        """Closes the open requests. A model that is loading is loaded first."""
         self._stop.set()
 
-    def run(self) -> Record:
-        """Measures, puts the old settings back, and keeps the record.
+    def run(self) -> ExperimentRecord:
+        """Measures, restores the old settings, and saves the record.
 
-        Raises TorchServeError when it could not even start; what goes wrong later is in the record.
+        Raises TorchServeError if the experiment cannot start. The record names every later problem.
         """
-        with only_one(self.config):
-            self._base = self._serving_now()
-            started, model = datetime.now(timezone.utc), self._model_name()
-            records.write(note_file(self.config), json.dumps(asdict(self._base)))
-            state: State = "done"
+        with restore.experiment_lock(self._config):
+            base = self._current_setup()
+            started, model = datetime.now(UTC), self._model_name()
+            restore.write_restore_note(self._config, base)
+            state: EndState = "done"
             reason = ""
             try:
-                self._measure()
+                self._measure(base)
             except _Cancelled:
                 state = "cancelled"
             except TorchServeError as error:
                 state, reason = "failed", str(error)
             finally:
-                problem = self._restore()
+                problem = self._restore(base)
             if problem:
                 state, reason = "failed", f"{reason} {problem}".strip()
-            record = Record(records.new_id(), started, model, self.plan, self._base, tuple(self._points), state, reason)
-            records.save(self.config, record)
+            points = tuple(self._points)
+            record = ExperimentRecord(new_record_id(), started, model, self._plan, base, points, state, reason)
+            save(self._config, record)
             return record
 
-    def _serving_now(self) -> Setup:
-        if read_note(self.config):
+    def _current_setup(self) -> Setup:
+        if restore.read_restore_note(self._config):
             raise ExperimentFailed("An earlier experiment left the server with its own settings: put them back first.")
-        status = ManagementClient(self.config).describe()
+        status = ManagementClient(self._config).describe()
         if status is None:
             raise ExperimentFailed("The model is not registered: press Register Llama2 first.")
         if not status.is_ready:
@@ -128,74 +120,72 @@ class Experiment:
         return Setup.of(status)
 
     def _model_name(self) -> str:
-        return str(InferenceClient(self.config).models()["data"][0]["id"])
+        return str(InferenceClient(self._config).models()["data"][0]["id"])
 
-    def _measure(self) -> None:
-        for value in self.plan.steps:
-            setup = self._base
-            if self.plan.sweep and value is not None:
-                setup = self._base.varied(self.plan.sweep, value)
-                self._load(setup, f"Loading the model for {self.plan.step_name(value).lower()}")
-            self._warm_up(setup)
-            for clients in self.plan.clients:
+    def _measure(self, base: Setup) -> None:
+        for value in self._plan.steps:
+            setup = base
+            if self._plan.sweep and value is not None:
+                setup = base.varied(self._plan.sweep, value)
+                self._load(setup, f"Loading the model for {self._plan.step_name(value).lower()}")
+            self._warm_up(setup.settings.workers)
+            for clients in self._plan.clients:
                 self._measure_point(value, clients, setup)
 
-    def _load(self, setup: Setup, doing: str) -> None:
-        self._tell(doing)
+    def _load(self, setup: Setup, activity: str) -> None:
+        self._report(activity=activity)
         started = time.monotonic()
-        serve(self.config, setup, self._tell)
-        self._pace.loaded += 1
-        self._pace.loading_seconds += time.monotonic() - started
+        restore.apply_setup(self._config, setup, lambda sentence: self._report(activity=sentence))
+        seconds = self._progress.loading_seconds + time.monotonic() - started
+        self._progress = replace(self._progress, loaded=self._progress.loaded + 1, loading_seconds=seconds)
 
-    def _warm_up(self, setup: Setup) -> None:
-        """A worker's first request pays for what later ones find ready."""
-        workers = setup.settings.workers
-        run = self._ask(workers, min(WARM_UP_TOKENS, self.plan.max_tokens), workers, lambda sample: None)
+    def _warm_up(self, workers: int) -> None:
+        """A worker's first request is slower than the later ones."""
+        run = self._send(workers, min(WARM_UP_TOKENS, self._plan.max_tokens), workers, lambda sample: None)
         if len(run.errors) == workers:
             raise ExperimentFailed(f"The model does not answer: {run.errors[0]}")
 
     def _measure_point(self, value: Value | None, clients: int, setup: Setup) -> None:
-        self._tell(self.plan.run_name(value, clients))
-        started, earlier = time.monotonic(), self._pace.asking_seconds
+        self._report(activity=self._plan.run_name(value, clients))
+        started = time.monotonic() - self._progress.answering_seconds
 
         def count(sample: Sample) -> None:
             with self._lock:
-                self._pace.answered += 1
-                self._pace.asking_seconds = earlier + time.monotonic() - started
-                self._tell(self._doing)
+                seconds = time.monotonic() - started
+                self._report(answered=self._progress.answered + 1, answering_seconds=seconds)
 
-        run = self._ask(self.plan.requests, self.plan.max_tokens, clients, count)
-        point = Point.of(value, clients, setup, run)
-        if not point.has_answers:
-            self._points.append(point)
-            raise ExperimentFailed(f"All {len(run.errors)} requests failed: {run.errors[0]}")
-        self._require_unchanged(setup)
+        run = self._send(self._plan.requests, self._plan.max_tokens, clients, count)
+        point = MeasuredPoint.of(value, clients, setup, run)
+        if point.has_answers:
+            self._require_unchanged(setup)
         self._points.append(point)
+        if not point.has_answers:
+            raise ExperimentFailed(f"All {len(run.errors)} requests failed: {run.errors[0]}")
 
-    def _ask(self, requests: int, max_tokens: int, clients: int, on_sample: Callable[[Sample], None]) -> Run:
-        bodies = make_bodies(self.plan.prompts, requests, max_tokens, tag=str(random.randrange(10**6)))
-        run = run_load(torchserve_target(self.config), bodies, clients, on_sample=on_sample, stop=self._stop)
+    def _send(self, requests: int, max_tokens: int, clients: int, on_sample: Callable[[Sample], None]) -> Run:
+        bodies = make_bodies(self._plan.prompts, requests, max_tokens, tag=str(random.randrange(10**6)))
+        run = run_load(torchserve_target(self._config), bodies, clients, on_sample=on_sample, stop=self._stop)
         if self._stop.is_set():
             raise _Cancelled
         return run
 
     def _require_unchanged(self, setup: Setup) -> None:
-        status = ManagementClient(self.config).describe()
+        status = ManagementClient(self._config).describe()
         if status is None or Setup.of(status) != setup:
             now = f"with {Setup.of(status)}" if status else "no model"
             raise ExperimentFailed(
                 f"Somebody changed the server while it was measured (it serves {now}): that run does not count."
             )
 
-    def _restore(self) -> str:
-        """Puts the old settings back; returns why that failed, if it did."""
+    def _restore(self, base: Setup) -> str:
+        """Returns the problem, or "" if the old settings are restored."""
         try:
-            self._load(self._base, f"Putting back {self._base}")
-            forget(self.config)
+            self._load(base, f"Putting back {base}")
+            restore.discard_restore_note(self._config)
             return ""
         except TorchServeError as error:
-            return f"The old settings ({self._base}) could not be put back: {error}"
+            return f"The old settings ({base}) could not be put back: {error}"
 
-    def _tell(self, doing: str) -> None:
-        self._doing = doing
-        self.report(Progress(doing, self._pace.answered, self._pace.requests, self._pace.seconds_left))
+    def _report(self, **changes: Any) -> None:
+        self._progress = replace(self._progress, **changes)
+        self._on_progress(self._progress)

@@ -19,23 +19,14 @@ import psutil
 import pytest
 
 from autoscaler import control
-from autoscaler.control import (
-    Entry,
-    Report,
-    is_on,
-    owner,
-    read_policy,
-    read_report,
-    switch_off,
-    switch_on,
-    write_policy,
-)
+from autoscaler.control import autoscaler_pid, is_on, switch_off, switch_on
 from autoscaler.policy import Policy
+from autoscaler.state_files import AutoscalerReport, LogEntry, read_policy, read_report, write_policy
 from experiments import restore as experiment_guard
 from tests.support.serving import make_home, running_server, wait_until, write_echo_archives
 from torchserve_client import process as torchserve_process
 from torchserve_client.config import PROJECT, ServerConfig, TorchServeError
-from torchserve_client.file_lock import held
+from torchserve_client.file_lock import file_lock
 from torchserve_client.management import ManagementClient, ServingSettings
 
 POLICY = Policy(min_workers=1, max_workers=3, max_memory_percent=95, calm_seconds=2, pause_seconds=1)
@@ -101,12 +92,12 @@ def workers(config: ServerConfig) -> int:
     return model.settings.workers
 
 
-def wait_for_entry(config: ServerConfig, kind: str, text: str = "") -> Entry:
+def wait_for_entry(config: ServerConfig, kind: str, text: str = "") -> LogEntry:
     """The newest entry of this kind, with this text, that the autoscaler which is on has made since it was on."""
 
-    def entry() -> Entry | None:
+    def entry() -> LogEntry | None:
         report = read_report(config)
-        log = report.log if report and report.pid == owner(config) else ()  # with those of the ones before it
+        log = report.log if report and report.pid == autoscaler_pid(config) else ()  # with those of the ones before it
         own = itertools.takewhile(lambda each: each.kind != "on", reversed(log))
         return next((each for each in own if each.kind == kind and text in each.text), None)
 
@@ -124,11 +115,11 @@ def test_switching_it_on_registers_the_model_with_dynamic_batching_and_the_same_
 
 def test_the_command_line_is_refused_while_the_page_has_one(config: ServerConfig) -> None:
     switch_on(config, POLICY)
-    pid = owner(config)
+    pid = autoscaler_pid(config)
     second = command_line(config)
     assert second.wait(WAIT_SECONDS) == 1
     assert second.communicate()[1] == f"The autoscaler is on already (process {pid}).\n"
-    assert autoscalers(config) == [owner(config)] == [pid]
+    assert autoscalers(config) == [autoscaler_pid(config)] == [pid]
 
 
 def test_of_many_that_are_started_at_once_one_runs(config: ServerConfig) -> None:
@@ -137,7 +128,7 @@ def test_of_many_that_are_started_at_once_one_runs(config: ServerConfig) -> None
         for page in [pages.submit(switch_on, config, POLICY) for _ in range(3)]:
             page.result(WAIT_SECONDS)
     wait_until(lambda: len(autoscalers(config)) == 1, WAIT_SECONDS, "the others to give up")
-    assert autoscalers(config) == [owner(config)]
+    assert autoscalers(config) == [autoscaler_pid(config)]
     end_autoscaler(config)
     assert sorted(process.wait(WAIT_SECONDS) for process in started) in ([1, 1, 1], [0, 1, 1])
     for process in started:
@@ -159,7 +150,7 @@ def test_it_outlives_the_program_that_switched_it_on(config: ServerConfig) -> No
     report = read_report(config)
     assert report
     later = wait_until(lambda: (now := read_report(config)) and now.at > report.at and now, WAIT_SECONDS, "a look")
-    assert later.pid == owner(config) and psutil.pid_exists(later.pid)
+    assert later.pid == autoscaler_pid(config) and psutil.pid_exists(later.pid)
 
 
 def test_a_changed_minimum_and_maximum_count_at_once_and_are_remembered(config: ServerConfig) -> None:
@@ -176,7 +167,7 @@ def test_a_changed_minimum_and_maximum_count_at_once_and_are_remembered(config: 
 
 def test_no_worker_is_added_that_would_take_more_memory_than_allowed(config: ServerConfig) -> None:
     switch_on(config, replace(POLICY, min_workers=2, max_memory_percent=1))
-    entry = wait_for_entry(config, "held back")
+    entry = wait_for_entry(config, "blocked")
     assert entry.text.startswith("The minimum is 2, but another worker needs about ")
     assert "1 % are allowed" in entry.text
     assert workers(config) == 1
@@ -197,7 +188,7 @@ def test_a_worker_that_cannot_be_loaded_is_told_and_the_others_serve_on(config: 
 
 def test_it_keeps_still_while_an_experiment_runs(config: ServerConfig) -> None:
     switch_on(config, POLICY)
-    with experiment_guard.only_one(config):
+    with experiment_guard.experiment_lock(config):
         at = wait_for_entry(config, "waiting", "An experiment is running").at
         write_policy(config, replace(POLICY, min_workers=2))
         wait_until(lambda: (now := read_report(config)) and now.at > at + 3, WAIT_SECONDS, "two more looks")
@@ -224,7 +215,7 @@ def test_without_a_model_it_says_what_to_do(config: ServerConfig) -> None:
     assert not is_on(config)
 
 
-def kill_once_it_has(condition: Callable[[Report], object], monkeypatch: pytest.MonkeyPatch) -> None:
+def kill_once_it_has(condition: Callable[[AutoscalerReport], object], monkeypatch: pytest.MonkeyPatch) -> None:
     """The next autoscaler that is switched on is killed then, before who switches it on looks for the first time."""
     launch = control._launch
 
@@ -252,9 +243,9 @@ def test_one_that_is_killed_right_after_it_was_on_had_been_switched_on(
 
 
 def test_one_that_is_killed_while_it_starts_is_told(config: ServerConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    kill_once_it_has(lambda report: report.now.startswith("Registering the model again"), monkeypatch)
+    kill_once_it_has(lambda report: report.activity.startswith("Registering the model again"), monkeypatch)
     with (
-        held(config.path, WAIT_SECONDS),  # it may not change the model just now
+        file_lock(config.logs / "change.lock", WAIT_SECONDS),  # the model cannot be changed now
         pytest.raises(TorchServeError, match=r"ended from outside \(SIGKILL\) while it started"),
     ):
         switch_on(config, POLICY)

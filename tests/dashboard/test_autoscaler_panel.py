@@ -12,8 +12,9 @@ import psutil
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from autoscaler.control import is_on, owner, read_policy, read_report, switch_off, write_policy
+from autoscaler.control import autoscaler_pid, is_on, switch_off
 from autoscaler.policy import Policy
+from autoscaler.state_files import read_policy, read_report, write_policy
 from experiments.load_test import Run, run_load, torchserve_target
 from experiments.prompts import make_bodies
 from tests.support.browser import open_page, running_app, running_browser
@@ -136,7 +137,7 @@ def test_under_load_it_goes_up_to_three_workers_and_back_to_one_before_everybody
     expect(page.get_by_text("switching it on registers the model again")).to_be_visible()
     toggle(page)
     wait_for_decision(page, r"Switched on for 1 to 3 workers\.")
-    pid = owner(config)
+    pid = autoscaler_pid(config)
 
     load = Load(config)
     wait_for_decision(page, r"2 workers.*(requests wait|request has waited)")
@@ -161,7 +162,7 @@ def test_under_load_it_goes_up_to_three_workers_and_back_to_one_before_everybody
         ("down", 1),
     ]
     assert run.errors == []  # none was cut, going up or down
-    assert owner(config) == pid
+    assert autoscaler_pid(config) == pid
 
     toggle(again)
     expect(again.get_by_text("The autoscaler is off")).to_be_visible(timeout=LONG)
@@ -189,11 +190,11 @@ def test_a_killed_autoscaler_is_told_and_can_be_switched_on_again(
     page = open_tab(browser, url, "Autoscaler")
     toggle(page)
     expect(page.get_by_role("switch").or_(page.get_by_role("checkbox")).first).to_be_checked(timeout=LONG)
-    pid = wait_until(lambda: owner(config), what="the autoscaler")
-    wait_until(lambda: (report := read_report(config)) and report.pid == pid and report.seen, what="its first look")
+    pid = wait_until(lambda: autoscaler_pid(config), what="the autoscaler")
+    wait_until(lambda: (report := read_report(config)) and report.pid == pid and report.observation, what="its first look")
     psutil.Process(pid).kill()
     expect(page.get_by_text("Its process was ended from outside: switch it on again.")).to_be_visible()
     toggle(page)
-    wait_until(lambda: owner(config) not in (None, pid), what="another autoscaler")
+    wait_until(lambda: autoscaler_pid(config) not in (None, pid), what="another autoscaler")
     switch_off(config)
     page.context.close()

@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,8 +14,9 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from experiments import records
-from experiments.records import Point, Record, Setup
-from experiments.restore import is_running, note_file
+from experiments.plan import Setup
+from experiments.records import ExperimentRecord, MeasuredPoint
+from experiments.restore import is_running, restore_note_file, write_restore_note
 from tests.support.browser import open_page, running_app, running_browser
 from tests.support.chatting_handler import write_chatting_archives
 from tests.support.serving import make_home, running_server, wait_until
@@ -58,8 +59,8 @@ def served(config: ServerConfig) -> Setup | None:
     return Setup.of(status) if status else None
 
 
-def newest(config: ServerConfig) -> Record:
-    return records.load(config, records.kept_ids(config)[0])
+def newest(config: ServerConfig) -> ExperimentRecord:
+    return records.load(config, records.record_ids(config)[0])
 
 
 def type_into(page: Page, label: str, text: str) -> None:
@@ -89,7 +90,7 @@ def begin_long_one(page: Page, config: ServerConfig) -> None:
     assert setup and setup.settings.batch_size == 1
 
 
-def written_together(point: Point) -> int:
+def written_together(point: MeasuredPoint) -> int:
     """How many answers were being written at once, at most: unlike its speed, no other program changes that much."""
     writing = [sample.phases()["writing"] for sample in point.samples]
     changes = sorted([(begin, 1) for begin, _ in writing] + [(end, -1) for _, end in writing])
@@ -157,7 +158,7 @@ def test_app_that_is_ended_in_the_middle_puts_the_old_settings_back_first(
     with running_app(PAGE, server, tmp_path / "page.log") as address:
         begin_long_one(open_page(browser, address), server)
 
-    assert not is_running(server) and not note_file(server).exists()
+    assert not is_running(server) and not restore_note_file(server).exists()
     assert served(server) == before
 
 
@@ -206,7 +207,7 @@ def test_what_a_killed_program_left_is_offered_and_put_back(
 ) -> None:
     before = served(chatting)
     assert before
-    records.write(note_file(chatting), json.dumps(asdict(before)))
+    write_restore_note(chatting, before)
     ManagementClient(chatting).apply(ServingSettings(batch_size=1, max_batch_delay_ms=0, workers=1))
     page = open_page(browser, chatting_url)
     expect(page.get_by_text("ended without putting the server's settings back")).to_be_visible()
@@ -235,10 +236,10 @@ def test_nothing_is_cut_off(browser: Browser, chatting_url: str, width: int) -> 
 
 
 def test_deleted_experiment_is_gone(browser: Browser, chatting: ServerConfig, chatting_url: str) -> None:
-    assert len(records.kept_ids(chatting)) == 1
+    assert len(records.record_ids(chatting)) == 1
     page = open_page(browser, chatting_url)
     page.get_by_role("button", name="Delete", exact=True).click()
     page.get_by_role("button", name="Delete for good").click()
 
     expect(page.get_by_text("Nothing yet")).to_be_visible()
-    assert records.kept_ids(chatting) == []
+    assert records.record_ids(chatting) == []

@@ -12,8 +12,8 @@ import pytest
 
 from experiments import charts, records
 from experiments.load_test import Run, Sample
-from experiments.records import Plan, Point, Record, Setup, Value
-from experiments.run import Pace
+from experiments.records import Plan, MeasuredPoint, ExperimentRecord, Setup, Value
+from experiments.run import TimeEstimate
 from llama_cpp_worker.sampling_params import InvalidParameter
 from tests.support.serving import make_home
 from torchserve_client.config import ServerConfig, TorchServeError
@@ -24,15 +24,15 @@ PLAN = Plan((1, 8), 16, "short", 32, "batch_size", (1, 4))
 TIMINGS = {"queue_ms": 0.0, "prompt_ms": 100.0, "predicted_ms": 400.0}
 
 
-def point(value: Value | None, clients: int, failed: int = 0, requests: int = 4) -> Point:
+def point(value: Value | None, clients: int, failed: int = 0, requests: int = 4) -> MeasuredPoint:
     errors = ["HTTP 503: no"] * failed + [None] * (requests - failed)
     samples = [Sample(0.0, 0.1, 0.5, 10, 0, 0 if error else 30, (0.1,), error, "text", TIMINGS) for error in errors]
-    return Point.of(value, clients, BASE, Run("torchserve", 0.5, samples))
+    return MeasuredPoint.of(value, clients, BASE, Run("torchserve", 0.5, samples))
 
 
-def record(*points: Point, plan: Plan = PLAN, number: int = 0) -> Record:
+def record(*points: MeasuredPoint, plan: Plan = PLAN, number: int = 0) -> ExperimentRecord:
     started = datetime(2026, 1, 2, 3, 4, tzinfo=timezone.utc) + timedelta(minutes=number)
-    return Record(f"id{number:03}", started, "demo", plan, BASE, points, "done")
+    return ExperimentRecord(f"id{number:03}", started, "demo", plan, BASE, points, "done")
 
 
 @pytest.fixture
@@ -128,15 +128,15 @@ def test_one_worker_that_batches_dynamically_goes_on_to_do_so_with_other_setting
 
 
 def test_time_left_is_judged_by_the_means_until_now() -> None:
-    pace = Pace(loads=4, requests=30, loaded=1, answered=10, loading_seconds=3.0, asking_seconds=5.0)
+    pace = TimeEstimate(loads=4, requests=30, loaded=1, answered=10, loading_seconds=3.0, asking_seconds=5.0)
 
     assert pace.seconds_left == 3 * 3.0 + 20 * 0.5
 
 
 def test_time_left_is_unknown_before_anything_was_measured() -> None:
-    assert Pace(loads=2, requests=10).seconds_left is None
-    assert Pace(loads=2, requests=10, loaded=1, loading_seconds=3.0).seconds_left is None
-    assert Pace(loads=0, requests=10, answered=5, asking_seconds=1.0).seconds_left == 1.0
+    assert TimeEstimate(loads=2, requests=10).seconds_left is None
+    assert TimeEstimate(loads=2, requests=10, loaded=1, loading_seconds=3.0).seconds_left is None
+    assert TimeEstimate(loads=0, requests=10, answered=5, asking_seconds=1.0).seconds_left == 1.0
 
 
 def test_kept_record_is_read_as_it_was(config: ServerConfig) -> None:
@@ -152,24 +152,24 @@ def test_texts_of_answers_are_not_kept() -> None:
 
 
 def test_newest_records_are_kept_and_come_first(config: ServerConfig) -> None:
-    for number in range(records.KEPT + 2):
+    for number in range(records.MAX_RECORDS + 2):
         records.save(config, record(number=number))
 
-    kept = records.kept_ids(config)
+    kept = records.record_ids(config)
 
-    assert kept == [f"id{number:03}" for number in range(records.KEPT + 1, 1, -1)]
+    assert kept == [f"id{number:03}" for number in range(records.MAX_RECORDS + 1, 1, -1)]
 
 
 def test_deleted_record_is_gone(config: ServerConfig) -> None:
     records.save(config, record())
     records.delete(config, "id000")
 
-    assert records.kept_ids(config) == []
+    assert records.record_ids(config) == []
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"plan": 3}'])
 def test_file_that_is_no_record_is_named(config: ServerConfig, text: str) -> None:
-    records.write(records.file_of(config, "broken"), text)
+    records.write(records.record_file(config, "broken"), text)
 
     with pytest.raises(TorchServeError, match="run-broken.json cannot be read .*: delete it"):
         records.load(config, "broken")

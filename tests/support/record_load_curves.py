@@ -13,8 +13,9 @@ from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from autoscaler.control import read_report, switch_off, switch_on
+from autoscaler.control import switch_off, switch_on
 from autoscaler.policy import Observation, Policy
+from autoscaler.state_files import read_report
 from experiments.load_test import Run, run_load, torchserve_target
 from experiments.prompts import make_bodies
 from tests.support.serving import make_home, running_server, wait_until
@@ -40,8 +41,8 @@ def record(config: ServerConfig, work: Callable[[], Run]) -> list[Observation]:
 
     def look() -> Observation | None:
         report = read_report(config)
-        if report and report.seen and report.seen not in seen:
-            seen.append(report.seen)
+        if report and report.observation and report.observation not in seen:
+            seen.append(report.observation)
         return seen[-1] if seen else None
 
     wait_until(look, what="the first look")

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from experiments import records
-from experiments.background import Background
-from experiments.records import Plan, Record, Setup
-from experiments.restore import ExperimentFailed, forget, is_running, left_behind, only_one, put_back
-from experiments.run import Experiment, Progress
+from experiments.background import BackgroundExperiments
+from experiments.records import Plan, ExperimentRecord, Setup
+from experiments.restore import ExperimentFailed, discard_restore_note, is_running, unrestored_setup, experiment_lock, restore_setup
+from experiments.run import Experiment, ExperimentProgress
 from tests.support.chatting_handler import fail_file, write_chatting_archives
 from tests.support.serving import make_home, running_server, wait_until
 from torchserve_client import process as torchserve_process
@@ -48,7 +48,7 @@ def server(up: ServerConfig) -> Iterator[ServerConfig]:
     yield up
     after = management.describe()
     assert after and (after.settings, after.archive) == (BASE, before.archive)
-    assert left_behind(up) is None
+    assert unrestored_setup(up) is None
 
 
 def served(config: ServerConfig) -> Setup | None:
@@ -61,12 +61,12 @@ def is_served_with_batch_size(config: ServerConfig, size: int) -> bool:
     return setup is not None and setup.settings.batch_size == size
 
 
-def run(config: ServerConfig, plan: Plan) -> Record:
+def run(config: ServerConfig, plan: Plan) -> ExperimentRecord:
     return Experiment(config, plan, lambda progress: None).run()
 
 
 def test_sweep_measures_every_value_and_keeps_the_record(server: ServerConfig) -> None:
-    told: list[Progress] = []
+    told: list[ExperimentProgress] = []
     record = Experiment(server, PLAN, told.append).run()
 
     assert (record.state, record.reason, record.model) == ("done", "", "chatting")
@@ -102,7 +102,7 @@ def test_cancelled_experiment_keeps_what_was_measured(server: ServerConfig) -> N
     plan = replace(PLAN, clients=(2, 3), requests=5, max_tokens=50)
     second_run = threading.Event()
 
-    def tell(progress: Progress) -> None:
+    def tell(progress: ExperimentProgress) -> None:
         if progress.answered > 5:
             second_run.set()
             experiment.cancel()
@@ -138,8 +138,8 @@ def test_model_that_does_not_answer_fails_the_experiment(server: ServerConfig) -
 
 
 def test_run_in_which_every_request_fails_is_counted_and_ends_it(server: ServerConfig) -> None:
-    def tell(progress: Progress) -> None:
-        if progress.doing == PLAN.run_name(1, 2):
+    def tell(progress: ExperimentProgress) -> None:
+        if progress.activity == PLAN.run_name(1, 2):
             fail_file(server).touch()
 
     try:
@@ -152,8 +152,8 @@ def test_run_in_which_every_request_fails_is_counted_and_ends_it(server: ServerC
 
 
 def test_change_from_elsewhere_ends_the_experiment_and_its_run_does_not_count(server: ServerConfig) -> None:
-    def tell(progress: Progress) -> None:
-        if progress.doing == plan.run_name(None, 2) and progress.answered == 0:
+    def tell(progress: ExperimentProgress) -> None:
+        if progress.activity == plan.run_name(None, 2) and progress.answered == 0:
             ManagementClient(server).apply(replace(BASE, max_batch_delay_ms=7))
 
     plan = replace(PLAN, sweep=None, values=())
@@ -164,7 +164,7 @@ def test_change_from_elsewhere_ends_the_experiment_and_its_run_does_not_count(se
 
 
 def test_second_experiment_is_refused_while_one_runs(server: ServerConfig) -> None:
-    with only_one(server):
+    with experiment_lock(server):
         assert is_running(server)
         with pytest.raises(ExperimentFailed, match="running already"):
             run(server, PLAN)
@@ -182,7 +182,7 @@ def test_experiment_without_a_model_says_what_to_do(server: ServerConfig) -> Non
 
 
 def test_background_goes_on_alone_and_can_be_cancelled(server: ServerConfig) -> None:
-    background = Background(server)
+    background = BackgroundExperiments(server)
     background.start(LONG)
     wait_until(lambda: background.progress and background.progress.answered, 120, "an answer")
     background.start(PLAN)  # from another page: there is one already
@@ -190,7 +190,7 @@ def test_background_goes_on_alone_and_can_be_cancelled(server: ServerConfig) -> 
     background.cancel()
     wait_until(lambda: not background.is_running, timeout=60, what="the end")
 
-    newest = records.load(server, records.kept_ids(server)[0])
+    newest = records.load(server, records.record_ids(server)[0])
     assert (newest.state, newest.plan, background.problem) == ("cancelled", LONG, None)
 
 
@@ -236,11 +236,11 @@ def test_interrupted_command_puts_the_settings_back(server: ServerConfig) -> Non
 def test_what_a_killed_command_left_is_known_and_can_be_put_back(server: ServerConfig) -> None:
     before = served(server)
     process = start_long_command(server)
-    assert is_running(server) and left_behind(server) is None
+    assert is_running(server) and unrestored_setup(server) is None
     process.kill()
     process.communicate(timeout=60)
 
-    assert left_behind(server) == before
+    assert unrestored_setup(server) == before
     with pytest.raises(ExperimentFailed, match="put them back first"):
         run(server, PLAN)
     assert is_served_with_batch_size(server, 1)
@@ -254,24 +254,24 @@ def test_what_a_killed_command_left_can_be_kept(server: ServerConfig) -> None:
     process.kill()
     process.communicate(timeout=60)
 
-    forget(server)
+    discard_restore_note(server)
 
-    assert left_behind(server) is None
+    assert unrestored_setup(server) is None
     with pytest.raises(ExperimentFailed, match="nothing to put back"):
-        put_back(server, print)
+        restore_setup(server, print)
     ManagementClient(server).apply(BASE)
 
 
 def test_settings_that_cannot_be_put_back_are_remembered(server: ServerConfig) -> None:
     before = served(server)
 
-    def tell(progress: Progress) -> None:
-        if progress.doing == PLAN.run_name(1, 2) and progress.answered == 0:
+    def tell(progress: ExperimentProgress) -> None:
+        if progress.activity == PLAN.run_name(1, 2) and progress.answered == 0:
             torchserve_process.stop(server)
 
     record = Experiment(server, PLAN, tell).run()
 
     assert record.state == "failed" and "could not be put back: TorchServe does not answer" in record.reason
-    assert left_behind(server) == before
+    assert unrestored_setup(server) == before
     torchserve_process.start(server)
-    put_back(server, print)
+    restore_setup(server, print)
