@@ -39,7 +39,7 @@ clean: ## remove what was made here: environment, archives, models, logs
 $(VENV)/.installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "Python 3.11 to 3.13 is needed: make PYTHON=/path/to/python3.11 …")'
 	$(PYTHON) -m venv $(VENV)
-	@package_llama/check_compiler.sh $(BIN)/python
+	@.make/check_compiler.sh $(BIN)/python
 	@echo "Installing. llama.cpp is compiled: that takes about 5 minutes on 2 cores, and only the first time."
 	$(BIN)/pip install --quiet -r requirements.txt
 	@touch $@

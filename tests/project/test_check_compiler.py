@@ -1,4 +1,4 @@
-"""package_llama/check_compiler.sh with a private PATH: what it says on machines whose compiler refuses."""
+""".make/check_compiler.sh with a private PATH: its sentences on machines that cannot compile llama.cpp."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "package_llama" / "check_compiler.sh"
+SCRIPT = Path(__file__).resolve().parents[2] / ".make" / "check_compiler.sh"
 LICENSE = "You have not agreed to the Xcode license agreements. Please run 'sudo xcodebuild -license'."
 WORKS = "echo cc 14.2.0"
 
@@ -19,7 +19,7 @@ Check = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def check(tmp_path: Path) -> Check:
-    """Runs the script with programs that consist of the shell commands given; returns its status and what it says."""
+    """Runs the script with fake programs, each made of the given shell commands. Returns its status and output."""
 
     def run(cmake_args: str = "", **programs: str) -> tuple[int, str]:
         for name, commands in {"python": "echo x86_64", **programs}.items():
@@ -33,38 +33,38 @@ def check(tmp_path: Path) -> Check:
     return run
 
 
-def test_a_compiler_that_works_is_not_mentioned(check: Check) -> None:
+def test_nothing_is_printed_if_the_compiler_works(check: Check) -> None:
     assert check(uname="echo Linux", cc=WORKS) == (0, "")
     assert check(uname="echo Darwin", cc=WORKS, sysctl="echo 1", python="echo arm64") == (0, "")
     assert check(uname="echo Darwin", cc=WORKS, sysctl="exit 1") == (0, "")  # an Intel processor
 
 
-def test_apples_license_is_to_be_accepted(check: Check) -> None:
+def test_an_unaccepted_apple_license_is_named(check: Check) -> None:
     status, sentence = check(uname="echo Darwin", cc=f'echo "{LICENSE}" >&2; exit 69')
     assert status == 1 and "run 'sudo xcodebuild -license accept'" in sentence
 
 
-def test_apples_compiler_is_to_be_installed(check: Check) -> None:
+def test_a_missing_apple_compiler_is_named(check: Check) -> None:
     refusal = "xcode-select: note: No developer tools were found, requesting install."
     status, sentence = check(uname="echo Darwin", cc=f'echo "{refusal}" >&2; exit 1')
     assert status == 1 and "run 'xcode-select --install'" in sentence
 
 
-def test_a_compiler_is_to_be_installed_elsewhere(check: Check) -> None:
+def test_a_missing_compiler_on_linux_is_named(check: Check) -> None:
     status, sentence = check(uname="echo Linux")
     assert status == 1 and "apt-get install build-essential" in sentence
 
 
-def test_a_python_for_intel_processors_is_refused_on_apples(check: Check) -> None:
+def test_a_python_for_intel_processors_is_refused_on_apple_processors(check: Check) -> None:
     status, sentence = check(uname="echo Darwin", cc=WORKS, sysctl='[ "$2" = hw.optional.arm64 ] && echo 1')
     assert status == 1 and "is for Intel processors" in sentence
 
 
-def test_cuda_is_hinted_at_where_its_compiler_is(check: Check) -> None:
+def test_the_cuda_flag_is_printed_if_cudas_compiler_is_installed(check: Check) -> None:
     status, sentence = check(uname="echo Linux", cc=WORKS, nvcc="")
     assert status == 0 and "CMAKE_ARGS=-DGGML_CUDA=on make chat" in sentence
     assert check("-DGGML_CUDA=on", uname="echo Linux", cc=WORKS, nvcc="") == (0, "")
 
 
-def test_it_is_executable() -> None:
+def test_the_script_is_executable() -> None:
     assert os.access(SCRIPT, os.X_OK)
