@@ -1,364 +1,183 @@
-"""TorchServe on one side, the engine on the other: one call of `handle` is one time slice of the engine.
+"""TorchServe's entry point: connects TorchServe's requests with the engine.
 
-Continuous batching (`continuousBatching: true`, one worker): every call brings all open requests, newcomers with
-their fields and old ones by id only, and takes a piece for each. Dynamic batching (several workers): a call brings
-a batch and lasts until all of it is answered; pieces are sent meanwhile. One thread does everything.
+One call of `handle` is one time slice of the engine. With continuous batching (`continuousBatching: true`, one
+worker), every call has all open requests: new ones with their fields, known ones by id only. `handle` returns a piece
+of each answer. With dynamic batching (several workers), a call has one batch and lasts until the whole batch is
+answered; pieces are sent meanwhile. The worker has one thread.
 
 TorchServe 0.12 demands that this module defines exactly one class.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
 import signal
-import sys
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
 from types import FrameType
 
 import psutil
 from ts.context import Context
-from ts.protocol.otf_message_handler import create_predict_response
 
-from llama_cpp_worker.engine import Engine, Request
+from llama_cpp_worker import torchserve_worker
+from llama_cpp_worker.devices import physical_cores
+from llama_cpp_worker.engine import UNEXPECTED_ERROR, Engine
 from llama_cpp_worker.metrics import EngineMetrics
-from llama_cpp_worker.model import Model, ModelLoadError, PromptTooLong, TemplateError, physical_cores
-from llama_cpp_worker.reply import JSON_TYPE, Progress, Reply, Usage, models_body
-from llama_cpp_worker.request import ApiError, ApiRequest, Route, find_route, parse_request
-from llama_cpp_worker.sampling_params import SamplingParams
+from llama_cpp_worker.model import Model
+from llama_cpp_worker.prompt import tokenize
+from llama_cpp_worker.reply import JSON_TYPE, Reply, models_body
+from llama_cpp_worker.request import ApiError, Route, find_route, parse_request
+from llama_cpp_worker.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-# Between two slices 2 to 3 ms pass in TorchServe (tried, 2 cores), during which nothing is computed: 3 % of this, 6 %
-# of 40 ms, and more than a third if every token were told at once. 12 updates a second are still faster than anybody
-# reads; a first token and an end are told at once, and a model slower than that tells every token.
+# TorchServe needs 2 to 3 ms between two slices (2 cores), and nothing is computed meanwhile: 3 % of this slice. To
+# return after every token would cost a third. 12 updates a second are faster than people read. The engine returns
+# earlier at a first token and at an end; on a slow model, a slice is a single step.
 SLICE_SECONDS = 0.08
 
-# In continuous batching TorchServe calls `handle` again within milliseconds as long as a client is connected.
-# When the last one hangs up it just stops calling, until a new request comes.
-SILENCE_SECONDS = 0.3
+# With continuous batching, TorchServe calls `handle` again within milliseconds while any client is connected. If no
+# call comes for this long, all clients have disconnected.
+DISCONNECTED_SECONDS = 0.3
 
-SAVED_CACHE_SHARE = 1 / 10  # of the free memory, for sequences that had to leave their slot
-
-API_PATH_HEADER = "X-Api-Path"
-
-DEFAULT_SETTINGS: dict[str, str | int] = {
-    "model_name": "llama-cpp",
-    "model_path": "",
-    "n_ctx": 0,
-    "n_batch": 512,
-    "n_gpu_layers": -1,
-    "n_threads": 0,
-}
+SAVED_SEQUENCES_SHARE = 1 / 10  # of the free memory, for sequences that had to leave their slot
 
 
 class LlamaCppHandler:
-    """The handler TorchServe creates, once per worker; `initialize` is called first, `handle` ever after."""
+    """TorchServe creates one handler per worker, calls `initialize` once and then `handle` for every batch."""
 
     def initialize(self, context: Context) -> None:
-        """Loads the model. Raises ModelLoadError (a RuntimeError, which TorchServe reports as a failed load)."""
-        settings = read_settings(context.model_yaml_config)
-        self._model_name = str(settings["model_name"])
+        """Loads the model. Raises SettingsError or ModelLoadError, which TorchServe reports as a failed load."""
+        settings = Settings.from_yaml(context.model_yaml_config)
+        self._model_name = settings.model_name
         self._is_continuous = bool(context.model_yaml_config.get("continuousBatching"))
-        self._shares_cores = not self._is_continuous and settings["n_threads"] == 0
+        self._shares_cores = not self._is_continuous and settings.n_threads == 0
         self._model = Model(
-            path=model_path(settings),
+            path=settings.model_path,
             n_slots=context.system_properties["batch_size"],
-            n_ctx=int(settings["n_ctx"]),
-            n_batch=int(settings["n_batch"]),
-            n_gpu_layers=int(settings["n_gpu_layers"]),
-            n_threads=int(settings["n_threads"]),
+            n_ctx=settings.n_ctx,
+            n_batch=settings.n_batch,
+            n_gpu_layers=settings.n_gpu_layers,
+            n_threads=settings.n_threads,
         )
-        n_saved_bytes = int(psutil.virtual_memory().available * SAVED_CACHE_SHARE)
+        n_saved_bytes = int(psutil.virtual_memory().available * SAVED_SEQUENCES_SHARE)
         self._engine = Engine(self._model, n_saved_bytes)
-        self._open: dict[str, list[Request]] = {}  # by TorchServe's request id: one for each choice of an answer
-
-        self._metrics = EngineMetrics(self._engine, context.metrics, context.model_name, worker_name())
+        self._replies: dict[str, Reply] = {}  # the open ones, by TorchServe's request id
+        self._metrics = EngineMetrics(
+            self._engine, context.metrics, context.model_name, torchserve_worker.worker_name()
+        )
         self._metrics.report()
-        quiet_torchserve()
-        signal.signal(signal.SIGALRM, self._on_silence)
+        torchserve_worker.drop_frequent_log_lines()
+        signal.signal(signal.SIGALRM, self._on_disconnected)
         logger.info("Serving %s", json.dumps(self._model.describe()))
 
     def handle(self, data: list[dict[str, object]], context: Context) -> list[str]:
-        """One time slice (continuous) or one batch (dynamic); see the top of this file."""
+        """Runs one time slice (continuous batching) or one batch (dynamic batching). Returns a piece per request."""
         signal.setitimer(signal.ITIMER_REAL, 0)
-        siblings = other_workers() if self._shares_cores else []
-        present = set(context.request_ids.values())
-        for request_id in [known for known in self._open if known not in present]:
-            self._close(request_id)
-        answered_at_once = self._receive(data, context)
+        siblings = torchserve_worker.other_workers() if self._shares_cores else []
+        for request_id in self._replies.keys() - set(context.request_ids.values()):
+            self._close(request_id)  # its client has disconnected
+        immediate = self._receive(data, context)
 
         while True:
             if self._shares_cores:
-                self._model.set_threads(max(1, physical_cores() // (1 + count_busy(siblings))))
+                self._model.set_threads(max(1, physical_cores() // (1 + torchserve_worker.count_busy(siblings))))
             self._engine.run(SLICE_SECONDS)
-            results = self._answer(context, answered_at_once, size=len(data))
+            pieces = self._collect_pieces(context, immediate, size=len(data))
             self._metrics.report()
             if self._is_continuous or self._engine.is_idle:
                 break
-            # The pieces of a batch that is not done yet. At least one of them says that more will come; if none
-            # did, TorchServe would take the whole batch for answered.
-            context.cl_socket.sendall(
-                create_predict_response(results, context.request_ids, "Prediction success", 200, context)
-            )
+            torchserve_worker.send_pieces(context, pieces)
             for index, request_id in list(context.request_ids.items()):
-                if request_id not in self._open:
-                    del context.request_ids[index]  # a second answer would tear the worker down
+                if request_id not in self._replies:
+                    del context.request_ids[index]  # TorchServe would end the worker at a second answer
         if not self._engine.is_idle:
-            signal.setitimer(signal.ITIMER_REAL, SILENCE_SECONDS)
-        return results
-
-    # --- in
+            signal.setitimer(signal.ITIMER_REAL, DISCONNECTED_SECONDS)
+        return pieces
 
     def _receive(self, data: list[dict[str, object]], context: Context) -> dict[int, str]:
-        """Submits the newcomers; returns the answers, by index, of those that need no engine."""
+        """Submits the new requests to the engine. Returns the answers, by index, that need no engine."""
         answers = {}
         for index, request_id in context.request_ids.items():
-            if request_id in self._open:
+            if request_id in self._replies:
                 continue
             try:
-                route = find_route(requested_path(context, index))
+                route = find_route(torchserve_worker.requested_path(context, index))
                 if route is Route.MODELS:
-                    body = models_body(self._model_name, int(self._model.changed_at), self._describe())
-                    answers[index] = json.dumps(body)
+                    answers[index] = json.dumps(self._describe())
                     context.set_response_content_type(index, JSON_TYPE)
                 else:
-                    self._submit(request_id, parse_request(route, data[index]))
-            except ApiError as error:
+                    self._submit(request_id, route, data[index])
+                continue
+            except ApiError as refusal:
+                error = refusal
                 logger.info("request %s refused with %d: %a", request_id, error.status, error.param or "path")
-                answers[index] = json.dumps(error.body())
-                context.set_response_status(error.status, "", index)
-                context.set_response_content_type(index, JSON_TYPE)
+            except Exception:  # a bug ends its own request, not the whole batch
+                error = ApiError(UNEXPECTED_ERROR, status=500)
+                logger.exception("request %s failed", request_id)
+            answers[index] = json.dumps(error.body())
+            context.set_response_status(error.status, "", index)
+            context.set_response_content_type(index, JSON_TYPE)
         return answers
 
-    def _submit(self, request_id: str, wanted: ApiRequest) -> None:
-        self._check_vocabulary(wanted)
-        tokens = self._tokenize(wanted)
-        reply = Reply(wanted, request_id, self._model_name, self._model.fingerprint)
-        choices = [
-            Request(
-                tokens,
-                choice_params(wanted.params, index),
-                reply=reply,
-                logprobs=wanted.logprobs,
-                # Without its template, many an instruct model ends at once; with a raw prompt, people want to see text.
-                allows_empty=wanted.messages is not None,
-            )
-            for index in range(wanted.n)
-        ]
-        for choice in choices:
-            self._engine.submit(choice)
-        self._open[request_id] = choices
-        self._metrics.report()  # now, not after the first step: who wants to stop the server must see it
-
-    def _check_vocabulary(self, wanted: ApiRequest) -> None:
-        """What only the model can tell; raises ApiError."""
-        tokens = {"logit_bias": list(wanted.params.logit_bias)}
-        tokens["prompt"] = wanted.prompt if isinstance(wanted.prompt, list) else []
-        for param, ids in tokens.items():
-            if max(ids, default=0) >= self._model.n_vocab:
-                raise ApiError(f"{param}: the model's tokens are 0 to {self._model.n_vocab - 1:,}.", param=param)
-
-    def _tokenize(self, wanted: ApiRequest) -> list[int]:
-        """The prompt's tokens, at least one and fewer than the context window has; raises ApiError."""
-        param = "prompt" if wanted.messages is None else "messages"
-        try:
-            if wanted.messages is not None:
-                tokens = self._model.tokenize_chat(wanted.messages)
-            elif isinstance(wanted.prompt, str):
-                tokens = self._model.tokenize_prompt(wanted.prompt)
-            else:
-                assert wanted.prompt is not None
-                tokens = wanted.prompt
-        except PromptTooLong as error:
-            raise ApiError(f"{param}: {error}.", param=param, code="context_length_exceeded") from error
-        except TemplateError as error:
-            raise ApiError(f"{param}: {error}.", param=param) from error
-        if not tokens:
-            raise ApiError(f"{param}: has no tokens.", param=param)
-        if len(tokens) >= self._model.window:
-            raise ApiError(
-                f"{param}: {len(tokens):,} tokens do not fit, since the context window has {self._model.window:,} "
-                "and the completion needs at least one.",
-                param=param,
-                code="context_length_exceeded",
-            )
-        return tokens
+    def _submit(self, request_id: str, route: Route, fields: dict[str, object]) -> None:
+        api_request = parse_request(route, fields)
+        prompt = tokenize(api_request, self._model)
+        reply = Reply(api_request, prompt, request_id, self._model_name, self._model.fingerprint)
+        for request in reply.requests:
+            self._engine.submit(request)
+        self._replies[request_id] = reply
+        self._metrics.report()  # before the first step, so that a stopping server sees the request
 
     def _describe(self) -> dict[str, object]:
-        return self._model.describe() | {"batching": "continuous" if self._is_continuous else "dynamic"}
+        batching = {"batching": "continuous" if self._is_continuous else "dynamic"}
+        return models_body(self._model_name, int(self._model.changed_at), self._model.describe() | batching)
 
-    # --- out
+    def _collect_pieces(self, context: Context, immediate: dict[int, str], size: int) -> list[str]:
+        """A piece for each index of the batch, possibly empty.
 
-    def _answer(self, context: Context, answered_at_once: Mapping[int, str], size: int) -> list[str]:
-        """A result for each index, and in `context.stopping_criteria` whether more will follow.
-
-        True and False are the last and any other piece of a stream; None is a whole answer in one message, which
-        must not look like a stream to TorchServe. Even an answer that is not streamed is kept open with empty
-        pieces: TorchServe notices that a client has hung up only when it passes something on.
+        Also an answer that is not streamed sends empty pieces until its end: TorchServe notices only then that a
+        client has disconnected.
         """
-        results = [""] * size
+        pieces = [""] * size
         is_last: dict[int, bool | None] = {}
         for index, request_id in context.request_ids.items():
-            choices = self._open.get(request_id)
-            if choices is None:
-                results[index], is_last[index] = answered_at_once[index], None
+            reply = self._replies.get(request_id)
+            if reply is None:
+                pieces[index], is_last[index] = immediate[index], None
                 continue
-            reply = choices[0].reply
             context.set_response_content_type(index, reply.content_type)
-            results[index] = tell_news(reply, choices)
-            is_last[index] = False
-            if all(choice.is_finished for choice in choices) or any(choice.error for choice in choices):
-                is_last[index] = True if reply.is_sent else None
+            try:
+                pieces[index] = reply.next_piece()
+            except Exception:  # a bug ends its own answer, not the whole batch
+                logger.exception("request %s failed", request_id)
+                pieces[index] = reply.fail(UNEXPECTED_ERROR)
+            is_last[index] = reply.is_finished
+            if reply.is_finished:
                 self._close(request_id)
-            reply.is_sent = True
-        context.stopping_criteria = {index: (lambda _, last=last: last) for index, last in is_last.items()}
-        return results
+                if reply.n_pieces == 1:
+                    is_last[index] = None  # a whole answer in one message
+        torchserve_worker.set_stream_ends(context, is_last)
+        return pieces
 
     def _close(self, request_id: str) -> None:
-        """Forgets an answer, and ends whatever of it has not ended."""
-        choices = self._open.pop(request_id)
-        for choice in choices:
-            self._engine.cancel(choice)
-            self._metrics.observe(choice)
+        """Forgets a reply and cancels those of its requests that still run."""
+        requests = self._replies.pop(request_id).requests
+        for request in requests:
+            self._engine.cancel(request)
+            self._metrics.observe(request)
         logger.info(
             "request %s: %d prompt tokens, %d cached, %d completion tokens, %.2f s, %s",
             request_id,
-            len(choices[0].prompt),
-            min(choice.n_cached for choice in choices),
-            sum(len(choice.completion) for choice in choices),
-            max((choice.finished_at or 0.0) - choice.submitted_at for choice in choices),
-            ", ".join(str(choice.finish_reason) for choice in choices),
+            len(requests[0].prompt),
+            min(request.n_cached for request in requests),
+            sum(len(request.completion) for request in requests),
+            max((request.finished_at or 0.0) - request.submitted_at for request in requests),
+            ", ".join(str(request.finish_reason) for request in requests),
         )
 
-    def _on_silence(self, _signal: int, _frame: FrameType | None) -> None:
-        """All clients have hung up, it seems: nothing is computed any more, so nothing is busy.
+    def _on_disconnected(self, _signal: int, _frame: FrameType | None) -> None:
+        """Reports the engine as idle. The next call cancels the requests, because it will not contain their ids.
 
-        The requests are cancelled by the next call, which will not name them. Should TorchServe only have been
-        slow, they go on as if nothing had happened.
+        If TorchServe was only slow, the requests go on at the next call.
         """
-        self._metrics.report(is_silent=True)
-
-
-def requested_path(context: Context, index: int) -> str:
-    """The API's path, such as v1/models. TorchServe passes it on only behind a version, so to reach the default version
-    a request has it in a header. (A header named url_path TorchServe would overwrite.)
-    """
-    return context.get_request_header(index, "url_path") or context.get_request_header(index, API_PATH_HEADER) or ""
-
-
-def quiet_torchserve() -> None:
-    """Drops the two lines that TorchServe's worker prints for every slice: its frontend would parse each of them."""
-
-    def is_wanted(record: logging.LogRecord) -> bool:
-        return not str(record.msg).startswith(("Backend received inference", "[METRICS]PredictionTime"))
-
-    for name in ("", "ts.metrics.caching_metric"):
-        logging.getLogger(name).addFilter(is_wanted)
-
-
-def read_settings(yaml_config: Mapping[str, object] | None) -> dict[str, str | int]:
-    """The `handler:` part of model-config.yaml over the defaults; raises ModelLoadError for what it does not know."""
-    given = (yaml_config or {}).get("handler") or {}
-    if not isinstance(given, Mapping):
-        raise ModelLoadError("model-config.yaml: handler must be a list of settings such as 'n_ctx: 4096'.")
-    for name, value in given.items():
-        if name not in DEFAULT_SETTINGS:
-            raise ModelLoadError(
-                f"model-config.yaml: handler.{name} is unknown; the settings are {', '.join(DEFAULT_SETTINGS)}."
-            )
-        expected = type(DEFAULT_SETTINGS[name])
-        if not isinstance(value, expected) or isinstance(value, bool):
-            raise ModelLoadError(f"model-config.yaml: handler.{name} must be of type {expected.__name__}.")
-        if isinstance(value, int) and value < (-1 if name == "n_gpu_layers" else 0):
-            raise ModelLoadError(f"model-config.yaml: handler.{name} must not be {value}.")
-    return DEFAULT_SETTINGS | dict(given)
-
-
-def model_path(settings: Mapping[str, str | int]) -> str:
-    """Where the GGUF is: the archive's own word first, then LLAMA2_Q4_MODEL; raises ModelLoadError."""
-    path = str(settings["model_path"]) or os.environ.get("LLAMA2_Q4_MODEL", "")
-    if not path:
-        raise ModelLoadError("No model: set handler.model_path in model-config.yaml, or run package_llama.sh.")
-    return str(Path(path).expanduser())
-
-
-def worker_name() -> str:
-    """The worker's id in TorchServe's describe: the last part of the socket's name that TorchServe started us with."""
-    argv = sys.argv
-    return argv[argv.index("--sock-name") + 1].rsplit(".", 1)[-1] if "--sock-name" in argv else str(os.getpid())
-
-
-def other_workers() -> list[psutil.Process]:
-    """TorchServe's other workers on this machine, which share its cores with us."""
-    others = []
-    for process in psutil.Process(os.getppid()).children():
-        with contextlib.suppress(psutil.Error):  # it ended while we looked
-            is_worker = any(part.endswith("model_service_worker.py") for part in process.cmdline())
-            if is_worker and process.pid != os.getpid():
-                others.append(process)
-    return others
-
-
-def count_busy(workers: Sequence[psutil.Process]) -> int:
-    """Those that compute at this moment: one that waits for a batch sleeps, and its cores are free."""
-    busy = 0
-    for process in workers:
-        with contextlib.suppress(psutil.Error):  # it ended meanwhile
-            busy += process.status() == psutil.STATUS_RUNNING
-    return busy
-
-
-def choice_params(params: SamplingParams, index: int) -> SamplingParams:
-    """A seed gives each choice another one, and the same ones next time."""
-    if params.seed is None or index == 0:
-        return params
-    return replace(params, seed=(params.seed + index) % (2**32 - 1))
-
-
-def tell_news(reply: Reply, choices: Sequence[Request]) -> str:
-    """What can be sent of an answer's choices since the last time; the end of it if they have all ended."""
-    news = ""
-    for index, choice in enumerate(choices):
-        was_told = reply.is_ended(index)
-        if choice.is_begun and choice.is_reading:
-            news += reply.tell_progress(index, progress_of(choice))
-        usage_so_far = usage_of(choices) if reply.wants_timings else None
-        news += reply.push(index, choice.take_text(), choice.take_tokens(), usage_so_far)
-        if choice.error:
-            return news + reply.fail(choice.error)
-        if choice.finish_reason and not was_told:
-            news += reply.end(index, choice.finish_reason)
-    if all(choice.is_finished for choice in choices):
-        news += reply.finish(usage_of(choices))
-    return news
-
-
-def progress_of(choice: Request) -> Progress:
-    """How far the prompt of a request that has a slot is read."""
-    assert choice.admitted_at is not None
-    waited = time.monotonic() - choice.admitted_at
-    return Progress(len(choice.prompt), choice.n_cached, choice.n_read, 1000 * waited)
-
-
-def usage_of(choices: Sequence[Request]) -> Usage:
-    """Counts and times of an answer up to its end or now. What was never admitted spent all its time in the queue."""
-    now = time.monotonic()  # the engine's clock
-    finished = max(now if choice.finished_at is None else choice.finished_at for choice in choices)
-    submitted = choices[0].submitted_at
-    admitted = min(finished if choice.admitted_at is None else choice.admitted_at for choice in choices)
-    first_token = min(finished if choice.first_token_at is None else choice.first_token_at for choice in choices)
-    return Usage(
-        prompt_tokens=len(choices[0].prompt),
-        cached_tokens=min(choice.n_cached for choice in choices),
-        completion_tokens=sum(len(choice.completion) for choice in choices),
-        queue_ms=1000 * (admitted - submitted),
-        prompt_ms=1000 * (first_token - admitted),
-        predicted_ms=1000 * (finished - first_token),
-        n_choices=len(choices),
-    )
+        self._metrics.report(is_idle=True)

@@ -1,0 +1,21 @@
+"""Everything that runs in TorchServe's worker beside llama_cpp_handler.py, in the order a request passes through it.
+
+settings.py          the worker's settings, from model-config.yaml
+torchserve_worker.py what the handler needs of TorchServe: request paths, streams, logs, other workers
+request.py           a request's fields, checked, as an ApiRequest
+sampling_params.py   names, defaults and bounds of the sampling parameters; shared with the client and the apps
+constraint.py        a grammar or a JSON schema that the answer has to follow
+prompt.py            a request's prompt as tokens that fit the context window
+chat_template.py     messages as the text that the model was trained with
+engine.py            the schedule: slots, the order of prefills, batches
+prefix_cache.py      which computed tokens a new prompt can reuse
+model.py             llama.cpp: tokenize, decode, the KV cache of each slot
+devices.py           the machine: threads, memory, where the layers are
+sampler.py           how the next token is chosen
+text_assembler.py    tokens to whole characters without stop strings
+reply.py             the answer: OpenAI objects and events
+metrics.py           the engine's metrics for TorchServe
+
+Imports: sampling_params.py imports nothing of ours, llama_cpp_handler.py imports the rest. Only the handler,
+torchserve_worker.py and metrics.py import `ts`. Only model.py, sampler.py and constraint.py import `llama_cpp`.
+"""

@@ -1,6 +1,7 @@
-"""Chat templates: messages to the text that the model was trained with, byte for byte as Hugging Face renders it.
+"""Chat templates: renders messages as the text that the model was trained with, byte for byte like Hugging Face.
 
-Knows Jinja and Hugging Face's conventions (transformers 5.23, utils/chat_template_utils.py), not llama.cpp.
+Knows Jinja and Hugging Face's conventions (transformers 5.23, utils/chat_template_utils.py). Knows nothing of tokens
+and llama.cpp.
 
 Not covered: tools, documents, the templates' own options.
 """
@@ -15,7 +16,7 @@ from datetime import datetime
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-# What a base model without a chat template gets: the plain format of the user's own example.
+# For a base model, which has no chat template: a plain format of questions and answers.
 RAW_CHAT_TEMPLATE = (
     "{%- for message in messages %}"
     "{{ {'system': '', 'user': 'Question: ', 'assistant': 'Answer: '}[message.role] + message.content }}"
@@ -25,11 +26,11 @@ RAW_CHAT_TEMPLATE = (
 
 
 class TemplateError(ValueError):
-    """The model's chat template refused these messages, or cannot be read."""
+    """The model's chat template refuses these messages, or is not valid."""
 
 
 class ChatTemplate:
-    """A model's template, or the raw one where it has none. Raises TemplateError for one that is no Jinja."""
+    """A model's template, or the raw one if `source` is None. Raises TemplateError if it is not valid Jinja."""
 
     def __init__(self, source: str | None, bos: str, eos: str) -> None:
         self.is_raw = source is None
@@ -46,19 +47,20 @@ class ChatTemplate:
             raise TemplateError(f"the chat template cannot be read: {error}") from error
 
     def render(self, messages: Sequence[dict[str, str]]) -> str:
-        """The prompt for `messages` (dicts with `role` and `content`), up to where the answer begins.
+        """The prompt for `messages` (dicts with `role` and `content`), up to the beginning of the answer.
 
-        A last message of the assistant is continued: the text ends with it. (Here Hugging Face also drops the blanks
-        at its end where the template does; who appends the answer to what there is would have them twice.)
+        If the last message is the assistant's, the text ends with it, so that the model continues it. Blanks at its
+        end stay. (Hugging Face drops them if the template does; a client that appends the continuation to the message
+        would then have them twice.)
         Raises TemplateError.
         """
         if not messages or messages[-1]["role"] != "assistant":
             return self._render(messages, add_generation_prompt=True)
-        *earlier, begun = messages
-        if not begun["content"].strip():
+        *earlier, unfinished = messages
+        if not unfinished["content"].strip():
             return self._render(earlier, add_generation_prompt=True)
         end = f"\ufdd0{secrets.token_hex(8)}\ufdd1"  # cannot occur in any message
-        marked = begun | {"content": begun["content"] + end}
+        marked = unfinished | {"content": unfinished["content"] + end}
         text, found, _ = self._render([*earlier, marked], add_generation_prompt=False).partition(end)
         if not found:
             raise TemplateError("the model's chat template leaves out the answer that should be continued")
@@ -69,11 +71,11 @@ class ChatTemplate:
             return self._template.render(
                 messages=messages,
                 add_generation_prompt=add_generation_prompt,
-                tools=None,  # many a template asks whether they are none, and takes undefined for some
+                tools=None,  # not left out: many templates test for none, and treat undefined as a list of tools
                 documents=None,
                 **self._special,
             )
-        except (jinja2.TemplateError, TypeError) as error:
+        except Exception as error:  # a template is a program of somebody else, and can raise anything
             raise TemplateError(f"the model's chat template refuses these messages: {error}") from error
 
 
@@ -88,5 +90,5 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Instead of Jinja's own filter, which escapes what HTML needs escaped."""
+    """Replaces Jinja's own filter, which escapes characters for HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -1,8 +1,11 @@
-"""Requests, slots and the schedule: who is read, who writes, in which batch.
+"""The engine: continuous batching of requests. Decides which request gets a slot and what goes into each batch.
 
-Knows a model only by what `Engine` calls on it, so tests drive it with a scripted one. No threads, no llama_cpp,
-no HTTP: a request's text and its failure wait on the request until somebody takes them. What is already computed is
-llama_cpp_cache's business.
+The order in which prompts are prefilled is decided here: see `Engine`. What a prompt can reuse is decided in
+prefix_cache.py.
+
+Knows a model only by the methods of `EngineModel`, so tests can use a scripted model. Knows nothing of HTTP,
+TorchServe and llama.cpp, and uses no threads. A request's text and its error stay on the request until the caller
+takes them.
 """
 
 from __future__ import annotations
@@ -10,29 +13,33 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from llama_cpp_worker.model import Chunk, DecodeError
-from llama_cpp_worker.prefix_cache import KVCache, common_prefix
+from llama_cpp_worker.prefix_cache import PrefixCache, SequenceMemory, common_prefix_length
 from llama_cpp_worker.sampler import SamplingError
 from llama_cpp_worker.sampling_params import SampledToken, SamplingParams
 from llama_cpp_worker.text_assembler import TextAssembler
 
 logger = logging.getLogger(__name__)
 
-# A step reads prompts for about this long. For those who are writing it is the longest pause that a newcomer causes;
-# for those who wait it is the time until the loop looks at them; a prompt of 100 tokens fits (135M model, 2 cores).
-PROMPT_SECONDS = 0.2
-LEAST_PROMPT_TOKENS = 32  # a step reads at least this much, however slow the model: fewer cost a third of the speed
-LEAST_AWAITED = 32  # tokens of a shared prefix; for fewer, waiting a step is not worth it
-FIRST_GUESS_TOKENS_PER_SECOND = 500.0  # before anything has been measured
+# A prefill step takes about this long. It is the longest pause that a new request causes in the other answers, and
+# the longest time until `run` can return. A prompt of 100 tokens fits (135M model, 2 cores).
+PREFILL_STEP_SECONDS = 0.2
+MIN_PREFILL_TOKENS = 32  # per prefill step, also on a slow model: smaller chunks are prefilled a third slower
+MIN_AWAITED_TOKENS = 32  # of a shared prefix; for a shorter one, a request does not wait
+INITIAL_PREFILL_TOKENS_PER_SECOND = 500.0  # a guess, until the speed has been measured
 SMOOTHING = 0.3  # weight of the newest measurement
 
+UNEXPECTED_ERROR = "The server failed unexpectedly; its log has the reason."
 
-class _Model(Protocol):
-    n_slots: int
+
+class EngineModel(SequenceMemory, Protocol):
+    """What the engine needs of a model; `Model` describes each method."""
+
     n_batch: int
     window: int
 
@@ -42,29 +49,25 @@ class _Model(Protocol):
     def decode(self, chunks: Sequence[Chunk]) -> list[int]: ...
     def sample(self, sampler: Any, index: int, *, forbid_end: bool) -> int: ...
     def logprobs(self, index: int, token: int, count: int) -> SampledToken: ...
-    def keep(self, slot: int, n_tokens: int) -> None: ...
-    def save(self, slot: int) -> Any: ...
-    def restore(self, slot: int, state: Any) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One completion: what was asked, and how far it is.
+    """One completion: the prompt, the parameters, and the progress so far.
 
-    It is waiting until it has a slot, then running until it has a `finish_reason`:
-    "stop" (the model or a stop string ended it), "length" (max_tokens or the context window), "cancelled", "error".
-    Times are in seconds of the engine's clock. `reply` belongs to who submitted the request; nobody here looks at it.
+    A request is waiting until it has a slot. Then it is running until it has a `finish_reason`: "stop" (an end token
+    or a stop string), "length" (max_tokens or the context window), "cancelled" or "error".
+    Times are in seconds of the engine's clock.
     """
 
     prompt: Sequence[int]
     params: SamplingParams
-    reply: Any = None
-    logprobs: int | None = None  # how many likeliest tokens to tell of at each place; None tells of none
-    allows_empty: bool = True  # whether the very first token may end it
+    logprobs: int | None = None  # how many of the likeliest tokens to report with each token; None: no report
+    allows_empty: bool = True  # whether the first token may end the completion
     slot: int | None = None
-    is_begun: bool = False  # whether it has looked for a computed prefix
-    n_cached: int = 0  # prompt tokens that were already computed
-    n_read: int = 0  # prompt tokens in the cache
+    is_started: bool = False  # whether the prefill has started
+    n_cached: int = 0  # prompt tokens that were reused from the prefix cache
+    n_prefilled: int = 0  # prompt tokens in the KV cache, reused ones included
     completion: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     error: str | None = None
@@ -84,26 +87,25 @@ class Request:
         return self.finish_reason is not None
 
     @property
-    def is_reading(self) -> bool:
-        """Whether some of the prompt is still to be read."""
-        return self.n_read < len(self.prompt)
+    def is_prefilled(self) -> bool:
+        return self.n_prefilled == len(self.prompt)
 
     def take_text(self) -> str:
-        """The text that has come since the last call."""
+        """The text that was generated since the last call."""
         text, self._text = self._text, ""
         return text
 
     def take_tokens(self) -> list[SampledToken]:
-        """The tokens of that text, if `logprobs` asked for them."""
+        """The tokens of that text; empty if `logprobs` is None."""
         return self._assembler.take_tokens()
 
 
 @dataclass(slots=True)
 class Counters:
-    """What the engine has done since it was made; all of it only ever grows."""
+    """What the engine has done since it was created. No counter ever decreases."""
 
     requests: int = 0
-    prompt_tokens: int = 0  # of requests that got a slot; cached ones included
+    prompt_tokens: int = 0  # of requests whose prefill has started; reused ones included
     cached_tokens: int = 0
     completion_tokens: int = 0
     cancelled: int = 0
@@ -112,209 +114,234 @@ class Counters:
 
 
 class Engine:
-    """Continuous batching: a request joins at the next step and leaves at its own end.
+    """Continuous batching: a request joins the batch at the next step and leaves it at its own end.
 
-    The order of things: who came first gets a slot first. A step either reads prompts, oldest first and for a bounded
-    time, or writes the next token of all running sequences; while there are both, they take turns. So a newcomer
-    never stops the others for longer than one reading step. (Both in one batch would not be faster: with a cache of its
-    own for each sequence, llama.cpp takes chunks of different lengths through the model one after the other.) Who
-    shares the beginning of a prompt with somebody that is reading it right now waits until that has been computed, once
-    for all.
+    The schedule:
+
+    1. Slots are given in order of arrival. A free slot goes to the request that has waited longest.
+    2. A step either prefills prompts or decodes the next token of every prefilled request. While there are both,
+       prefill steps and decode steps alternate. So a new prompt never stops the other answers for longer than one
+       prefill step. (One batch of both would not be faster: each sequence has a KV cache of its own, so llama.cpp
+       computes chunks of different lengths one after the other.)
+    3. Prompts are prefilled in order of arrival: the oldest first, in chunks, within a token budget that follows
+       from the measured speed and PREFILL_STEP_SECONDS.
+    4. A prompt that shares a long prefix with a prompt that is being prefilled waits until that prefix is computed.
+       Then it reuses the prefix.
     """
 
-    def __init__(self, model: _Model, n_saved_bytes: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, model: EngineModel, n_saved_bytes: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
         self.model = model
-        self.cache = KVCache(model, n_saved_bytes)
+        self.cache = PrefixCache(model, n_saved_bytes)
         self.counters = Counters()
         self.waiting: deque[Request] = deque()
-        self.running: dict[int, Request] = {}
+        self.running: dict[int, Request] = {}  # by slot
         self._clock = clock
-        self._prompt_tokens_per_second = FIRST_GUESS_TOKENS_PER_SECOND
-        self._is_reading_step = False
+        self._prefill_tokens_per_second = INITIAL_PREFILL_TOKENS_PER_SECOND
+        self._is_prefill_step = False
+        self._is_urgent = False  # whether this step produced a first token or the end of a request
 
     @property
     def is_idle(self) -> bool:
         return not self.waiting and not self.running
 
     def submit(self, request: Request) -> None:
-        """Queues a request. Its prompt must have 1 to `window - 1` tokens: who submits has checked and told."""
+        """Queues a request. Its prompt must have 1 to `window - 1` tokens; the caller has checked that."""
         assert 0 < len(request.prompt) < self.model.window, "the prompt does not fit the context window"
         request.submitted_at = self._clock()
         self.counters.requests += 1
         self.waiting.append(request)
 
     def cancel(self, request: Request) -> None:
-        """Ends a request wherever it is and frees its slot; nothing happens to one that has already ended."""
+        """Ends a request, waiting or running, and frees its slot. Does nothing if the request has already ended."""
         if not request.is_finished:
             self.counters.cancelled += 1
             self._retire(request, "cancelled")
 
     def run(self, seconds: float) -> None:
-        """Steps for a time slice of about `seconds`, or until there is something to tell at once.
+        """Runs steps for about `seconds`. Returns early at a first token and at the end of a request.
 
-        That is a first token or an end: waiting for the slice to pass would delay what people feel most.
+        People notice a delay of these two most. If a step fails unexpectedly, that ends the running requests only.
         """
         deadline = self._clock() + seconds
         while not self.is_idle:
-            if self.step() or self._clock() >= deadline:
+            with self._guard(self.running.values()):
+                self.step()
+            if self._is_urgent or self._clock() >= deadline:
                 return
 
     def step(self) -> bool:
-        """One batch through the model; True if some request got its first token or ended."""
+        """Runs one batch through the model. Returns True if a request got its first token or ended."""
+        self._is_urgent = False
         self._admit()
         self._close_gaps()
-        self._begin_reading()
+        self._start_prefills()
         batch = self._build_batch()
-        outputs = self._decode(batch)
-        if outputs is None:
-            return True
-        is_news = False
-        for (request, chunk), index in zip(batch, outputs, strict=True):
-            self.cache.extend(chunk.slot, chunk.tokens)
-            if request.is_reading:
-                request.n_read += len(chunk.tokens)
+        for chunk, index in zip(batch, self._decode(batch), strict=False):  # no indices if the decode failed
+            request = self.running[chunk.slot]
+            self.cache.append(chunk.slot, chunk.tokens)
+            if not request.is_prefilled:
+                request.n_prefilled += len(chunk.tokens)
             if chunk.wants_logits:
-                self._write(request, index)
-                is_news = is_news or request.is_finished or len(request.completion) == 1
-        self.counters.steps += 1
-        return is_news
+                with self._guard([request]):
+                    token = self._sample(request, index)
+                    self._hand_out(request, token, index)
+                    if reason := self._finish_reason(request):
+                        self._retire(request, reason)
+        return self._is_urgent
 
-    # --- the parts of a step
+    # --- the parts of a step, in order
 
     def _admit(self) -> None:
-        """Gives free slots, the lowest first, to those who wait, first come, first served."""
-        free = (slot for slot in range(self.model.n_slots) if slot not in self.running)
-        for slot in free:
-            if not self.waiting:
-                return
-            request = self.waiting.popleft()
-            request.slot = slot
-            request.admitted_at = self._clock()
-            request._sampler = self.model.sampler(request.params, request.prompt)
-            self.running[slot] = request
+        """Gives free slots, the lowest first, to waiting requests, the oldest first."""
+        for slot in range(self.model.n_slots):
+            while self.waiting and slot not in self.running:
+                request = self.waiting.popleft()
+                with self._guard([request]):  # an unusable grammar ends its own request before it has a slot
+                    request._sampler = self.model.sampler(request.params, request.prompt)
+                    request.slot = slot
+                    request.admitted_at = self._clock()
+                    self.running[slot] = request
 
     def _close_gaps(self) -> None:
         """Moves sequences so that the running slots are consecutive.
 
-        llama.cpp decodes each run of consecutive slots in a pass of its own, and a second pass reads all the weights
-        again: it takes as long as the first. Moving a sequence is done once, and is cheaper than one such pass.
+        llama.cpp decodes each run of consecutive slots in a pass of its own. Each pass reads all the weights, so two
+        passes take twice the time. A move happens once and costs less than one pass.
         """
         lowest = min(self.running, default=0)
         for gap in range(lowest, lowest + len(self.running)):
             if gap not in self.running:
                 last = max(self.running)
-                request = self.running.pop(last)
-                if request.is_begun:
+                request = self.running[last]
+                if request.is_started:
                     self.cache.move(last, gap)
+                del self.running[last]
                 request.slot = gap
                 self.running[gap] = request
 
-    def _begin_reading(self) -> None:
-        """Lets newcomers take over the longest prefix of their prompt that is computed, or wait for a longer one."""
+    def _start_prefills(self) -> None:
+        """Lets new requests reuse the longest computed prefix of their prompt, or wait for a longer one."""
         for request in self._by_age():
-            if request.is_begun:
+            if request.is_started:
                 continue
-            others = [other.prompt for other in self.running.values() if other.is_begun and other.is_reading]
-            coming = max((common_prefix(request.prompt, prompt) for prompt in others), default=0)
-            if coming >= self.cache.length_known(request.prompt) + LEAST_AWAITED:
+            prefilling = [
+                other.prompt for other in self.running.values() if other.is_started and not other.is_prefilled
+            ]
+            shared = max((common_prefix_length(request.prompt, prompt) for prompt in prefilling), default=0)
+            if shared >= self.cache.cached_prefix_length(request.prompt) + MIN_AWAITED_TOKENS:
                 continue
-            assert request.slot is not None
-            request.is_begun = True
-            request.n_cached = request.n_read = self.cache.claim(request.slot, request.prompt)
-            self.counters.prompt_tokens += len(request.prompt)
-            self.counters.cached_tokens += request.n_cached
+            with self._guard([request]):
+                assert request.slot is not None
+                request.n_cached = request.n_prefilled = self.cache.assign_prefix(request.slot, request.prompt)
+                request.is_started = True
+                self.counters.prompt_tokens += len(request.prompt)
+                self.counters.cached_tokens += request.n_cached
 
-    def _build_batch(self) -> list[tuple[Request, Chunk]]:
-        """Prompts within the budget, or everybody's next token: in turn, while there are both."""
-        readers = [request for request in self._by_age() if request.is_begun and request.is_reading]
-        writers = [request for request in self.running.values() if not request.is_reading]
-        self._is_reading_step = bool(readers) and not (writers and self._is_reading_step)
-        batch = self._next_prompt_chunks(readers) if self._is_reading_step else [_next_token(each) for each in writers]
-        return sorted(batch, key=lambda pair: pair[1].slot)  # see Model.decode
+    def _build_batch(self) -> list[Chunk]:
+        """The next chunks of the prompts, or the next token of every prefilled request; by slot, see Model.decode."""
+        prefilling = [request for request in self._by_age() if request.is_started and not request.is_prefilled]
+        decoding = [request for request in self.running.values() if request.is_prefilled]
+        self._is_prefill_step = bool(prefilling) and not (decoding and self._is_prefill_step)
+        batch = self._prompt_chunks(prefilling) if self._is_prefill_step else [_next_token(each) for each in decoding]
+        return sorted(batch, key=lambda chunk: chunk.slot)
 
-    def _next_prompt_chunks(self, readers: Sequence[Request]) -> list[tuple[Request, Chunk]]:
-        batch = []
-        budget = self._prompt_budget()
-        for request in readers:
-            tokens = request.prompt[request.n_read : request.n_read + budget]
+    def _prompt_chunks(self, prefilling: Sequence[Request]) -> list[Chunk]:
+        chunks = []
+        affordable = int(self._prefill_tokens_per_second * PREFILL_STEP_SECONDS)
+        budget = min(max(MIN_PREFILL_TOKENS, affordable), self.model.n_batch)
+        for request in prefilling:
+            tokens = request.prompt[request.n_prefilled : request.n_prefilled + budget]
             if not tokens:
                 break
             budget -= len(tokens)
             assert request.slot is not None
-            is_last = request.n_read + len(tokens) == len(request.prompt)
-            batch.append((request, Chunk(request.slot, request.n_read, tokens, is_last)))
-        return batch
+            is_last = request.n_prefilled + len(tokens) == len(request.prompt)
+            chunks.append(Chunk(request.slot, request.n_prefilled, tokens, is_last))
+        return chunks
 
     def _by_age(self) -> list[Request]:
         return sorted(self.running.values(), key=lambda request: request.submitted_at)
 
-    def _prompt_budget(self) -> int:
-        """Prompt tokens that this step may read, from the speed measured so far."""
-        affordable = int(self._prompt_tokens_per_second * PROMPT_SECONDS)
-        return min(max(LEAST_PROMPT_TOKENS, affordable), self.model.n_batch)
-
-    def _decode(self, batch: list[tuple[Request, Chunk]]) -> list[int] | None:
-        """Batch indices of the last tokens; None if the model failed, which ends the requests in this batch."""
+    def _decode(self, batch: Sequence[Chunk]) -> list[int]:
+        """The batch index of each chunk's last token. Empty if the model failed, which ends the batch's requests."""
+        indices: list[int] = []
+        if not batch:
+            return indices
         started = self._clock()
-        try:
-            outputs = self.model.decode([chunk for _, chunk in batch])
-        except DecodeError as error:
-            logger.exception("A batch of %d sequences failed", len(batch))
-            for request, chunk in batch:
-                request.error = f"The model failed: {error}."
-                self.counters.failed += 1
-                self._retire(request, "error")
-                self.cache.clear(chunk.slot)  # nobody knows what has been computed
-            return None
-        n_tokens = sum(len(chunk.tokens) for _, chunk in batch)
-        if self._is_reading_step and n_tokens >= LEAST_PROMPT_TOKENS:
+        with self._guard([self.running[chunk.slot] for chunk in batch]):
+            indices = self.model.decode(batch)
+            self.counters.steps += 1
+        n_tokens = sum(len(chunk.tokens) for chunk in batch)
+        if indices and self._is_prefill_step and n_tokens >= MIN_PREFILL_TOKENS:
             measured = n_tokens / max(self._clock() - started, 1e-6)
-            self._prompt_tokens_per_second += SMOOTHING * (measured - self._prompt_tokens_per_second)
-        return outputs
+            self._prefill_tokens_per_second += SMOOTHING * (measured - self._prefill_tokens_per_second)
+        return indices
 
-    def _write(self, request: Request, index: int) -> None:
-        """Samples a request's next token, and ends the request if that was its last."""
+    def _sample(self, request: Request, index: int) -> int:
+        """The next token of a request, from the logits at `index` of the batch."""
         is_first = not request.completion
         forbid_end = request.params.ignore_eos or (is_first and not request.allows_empty)
-        try:
-            token = self.model.sample(request._sampler, index, forbid_end=forbid_end)
-        except SamplingError as error:
-            request.error = f"The model failed: {error}."
-            self.counters.failed += 1
-            self._retire(request, "error")
-            return
-        if is_first:
+        return self.model.sample(request._sampler, index, forbid_end=forbid_end)
+
+    def _hand_out(self, request: Request, token: int, index: int) -> None:
+        """Adds a token to its request: the id, the text that is now certain, and the log probabilities."""
+        if not request.completion:
             request.first_token_at = self._clock()
+            self._is_urgent = True
         request.completion.append(token)
         self.counters.completion_tokens += 1
-        if self.model.is_end(token):
-            self._retire(request, "stop")
-            return
-        told = None if request.logprobs is None else self.model.logprobs(index, token, request.logprobs)
-        request._text += request._assembler.push(self.model.piece(token), told)
-        if request._assembler.is_stopped:
-            self._retire(request, "stop")
-        elif (
-            len(request.completion) == request.params.max_tokens
-            or len(request.prompt) + len(request.completion) == self.model.window
-        ):
-            self._retire(request, "length")
+        if not self.model.is_end(token):
+            n_likeliest = request.logprobs
+            report = None if n_likeliest is None else self.model.logprobs(index, token, n_likeliest)
+            request._text += request._assembler.push(self.model.piece(token), report)
+
+    def _finish_reason(self, request: Request) -> str | None:
+        if self.model.is_end(request.completion[-1]) or request._assembler.is_stopped:
+            return "stop"
+        n_tokens = len(request.prompt) + len(request.completion)
+        is_full = len(request.completion) == request.params.max_tokens or n_tokens == self.model.window
+        return "length" if is_full else None
 
     def _retire(self, request: Request, reason: str) -> None:
-        if request.slot is None:
+        """Ends a request and frees its slot. The slot's sequence stays in the prefix cache for the next requests."""
+        if request.slot is not None and self.running.get(request.slot) is request:
+            del self.running[request.slot]
+        elif request in self.waiting:
             self.waiting.remove(request)
-        else:
-            del self.running[request.slot]  # what it computed stays in the slot's cache, for whoever comes next
         if request._sampler is not None:
             request._sampler.close()
             request._sampler = None
         request._text += request._assembler.finish()
         request.finish_reason = reason
         request.finished_at = self._clock()
+        self._is_urgent = True
+
+    @contextmanager
+    def _guard(self, requests: Collection[Request]) -> Iterator[None]:
+        """Ends `requests` with an error if the block raises; all other requests go on."""
+        try:
+            yield
+        except SamplingError as error:
+            self._fail(requests, f"The model failed: {error}.")
+        except Exception as error:
+            if not requests:
+                raise
+            logger.exception("%d requests failed", len(requests))
+            message = f"The model failed: {error}." if isinstance(error, DecodeError) else UNEXPECTED_ERROR
+            slots = [request.slot for request in requests if request.slot is not None]
+            self._fail(requests, message)
+            for slot in slots:
+                self.cache.clear(slot)  # it is unknown which tokens have been computed
+
+    def _fail(self, requests: Collection[Request], message: str) -> None:
+        for request in list(requests):  # `requests` may be a view of `running`
+            request.error = message
+            self.counters.failed += 1
+            self._retire(request, "error")
 
 
-def _next_token(request: Request) -> tuple[Request, Chunk]:
-    """What a writing request adds to a batch: its newest token, to be decoded for the one after it."""
+def _next_token(request: Request) -> Chunk:
+    """The newest token of a completion; to decode it gives the logits of the next one."""
     assert request.slot is not None
     position = len(request.prompt) + len(request.completion) - 1
-    return request, Chunk(request.slot, position, request.completion[-1:], True)
+    return Chunk(request.slot, position, request.completion[-1:], True)

@@ -1,7 +1,8 @@
-"""What the engine does, as metrics of TorchServe: each value is a line on stdout, which TorchServe's frontend reads.
+"""The engine's metrics: reports them to TorchServe, whose frontend reads each value as a line on stdout.
 
-Knows TorchServe's metric cache and the engine's figures. Needs `model_metrics_auto_detect=true` in config.properties:
-the definitions are here, not in a metrics file beside it. Histograms have the Prometheus client's own buckets.
+Knows TorchServe's metric cache and the engine's counters. Knows nothing of HTTP. The metrics are defined here and not
+in a metrics file, so config.properties needs `model_metrics_auto_detect=true`. Histograms have the default buckets of
+the Prometheus client.
 """
 
 from __future__ import annotations
@@ -13,27 +14,27 @@ from ts.metrics.metric_type_enum import MetricTypes
 
 from llama_cpp_worker.engine import Engine, Request
 
-REPORT_SECONDS = 0.5  # between two reports of what changes with every token
+REPORT_SECONDS = 0.5  # between two reports if only token counts have changed
 
 GAUGES = {
-    "llamacpp_slots": "sequences that are decoded together at most",
-    "llamacpp_slots_busy": "sequences that are decoded now",
-    "llamacpp_requests_waiting": "requests without a slot",
-    "llamacpp_cache_tokens": "tokens in the KV cache, idle sequences included",
-    "llamacpp_cache_capacity_tokens": "tokens that it can hold",
+    "llamacpp_slots": "the largest number of sequences in one batch",
+    "llamacpp_slots_busy": "running sequences",
+    "llamacpp_requests_waiting": "requests that wait for a slot",
+    "llamacpp_cache_tokens": "tokens in the KV cache, those of idle slots included",
+    "llamacpp_cache_capacity_tokens": "tokens that fit into the KV cache",
 }
 COUNTERS = {
-    "llamacpp_requests_total": "requests that were accepted",
-    "llamacpp_requests_cancelled_total": "requests whose client hung up",
-    "llamacpp_requests_failed_total": "requests that the model failed",
-    "llamacpp_prompt_tokens_total": "prompt tokens, cached ones included",
-    "llamacpp_cached_tokens_total": "prompt tokens that were already computed",
-    "llamacpp_completion_tokens_total": "tokens generated",
+    "llamacpp_requests_total": "accepted requests",
+    "llamacpp_requests_cancelled_total": "requests whose client disconnected",
+    "llamacpp_requests_failed_total": "requests that ended with an error",
+    "llamacpp_prompt_tokens_total": "prompt tokens, reused ones included",
+    "llamacpp_cached_tokens_total": "prompt tokens reused from the prefix cache",
+    "llamacpp_completion_tokens_total": "generated tokens",
 }
 HISTOGRAMS = {
     "llamacpp_queue_seconds": "from a request's arrival to its slot",
     "llamacpp_time_to_first_token_seconds": "from a request's arrival to its first token",
-    "llamacpp_time_per_output_token_seconds": "between two tokens of a request, its average",
+    "llamacpp_time_per_output_token_seconds": "a request's average time between two tokens",
 }
 
 
@@ -57,15 +58,15 @@ class EngineMetrics:
         self._reported: dict[str, int] = {}
         self._reported_at = 0.0
 
-    def report(self, is_silent: bool = False) -> None:
-        """Tells what has changed since the last report; if those are only tokens, at most every REPORT_SECONDS.
+    def report(self, is_idle: bool = False) -> None:
+        """Reports what has changed since the last report; if only token counts have, at most every REPORT_SECONDS.
 
-        is_silent: nothing is computed any more, whatever the engine holds.
+        is_idle: report no busy slot and no waiting request, whatever the engine has.
         """
         counters, engine = self._engine.counters, self._engine
-        busy, waiting = (0, 0) if is_silent else (len(engine.running), len(engine.waiting))
-        told = self._reported.get("llamacpp_slots_busy"), self._reported.get("llamacpp_requests_waiting")
-        if told == (busy, waiting) and time.monotonic() < self._reported_at + REPORT_SECONDS:
+        busy, waiting = (0, 0) if is_idle else (len(engine.running), len(engine.waiting))
+        last = self._reported.get("llamacpp_slots_busy"), self._reported.get("llamacpp_requests_waiting")
+        if last == (busy, waiting) and time.monotonic() < self._reported_at + REPORT_SECONDS:
             return
         self._reported_at = time.monotonic()
         self._set("llamacpp_slots", engine.model.n_slots)
@@ -81,14 +82,14 @@ class EngineMetrics:
         self._set("llamacpp_completion_tokens_total", counters.completion_tokens)
 
     def observe(self, request: Request) -> None:
-        """The times of a request that has ended; what it never reached is left out."""
+        """Reports the times of a request that has ended, as far as it got."""
         if request.admitted_at is None or request.first_token_at is None:
             return
         self._add("llamacpp_queue_seconds", request.admitted_at - request.submitted_at)
         self._add("llamacpp_time_to_first_token_seconds", request.first_token_at - request.submitted_at)
         if request.finished_at is not None and len(request.completion) > 1:
-            writing = request.finished_at - request.first_token_at
-            self._add("llamacpp_time_per_output_token_seconds", writing / (len(request.completion) - 1))
+            seconds = request.finished_at - request.first_token_at
+            self._add("llamacpp_time_per_output_token_seconds", seconds / (len(request.completion) - 1))
 
     def _set(self, name: str, value: int) -> None:
         before = self._reported.get(name)

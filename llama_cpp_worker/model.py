@@ -39,11 +39,7 @@ class ModelLoadError(RuntimeError):
 
 
 class DecodeError(RuntimeError):
-    """llama_decode refused a batch; `is_cache_full` tells whether less work could succeed."""
-
-    def __init__(self, status: int) -> None:
-        self.is_cache_full = status == NO_ROOM_IN_CACHE
-        super().__init__("no room in the KV cache" if self.is_cache_full else f"llama_decode failed with {status}")
+    """llama_decode refused a batch."""
 
 
 class PromptTooLong(ValueError):
@@ -220,7 +216,7 @@ class Model:
         """Reads at most `n_batch` tokens into the cache; returns the batch index of each chunk's last token.
 
         Chunks must come in ascending order of slot: llama.cpp splits any other order into several passes.
-        Raises DecodeError; the cache may then hold some of the tokens (`keep` trims it).
+        Raises DecodeError; the cache may then hold some of the tokens (`trim` removes them).
         """
         batch = self._batch
         last_indices = []
@@ -238,7 +234,8 @@ class Model:
         batch.n_tokens = size
         status = llama_cpp.llama_decode(self._context, batch)
         if status != 0:
-            raise DecodeError(status)
+            full = status == NO_ROOM_IN_CACHE
+            raise DecodeError("no room in the KV cache" if full else f"llama_decode returned {status}")
         return last_indices
 
     def sample(self, sampler: Sampler, index: int, *, forbid_end: bool) -> int:
@@ -269,21 +266,21 @@ class Model:
 
     # --- what a slot's cache holds
 
-    def keep(self, slot: int, n_tokens: int) -> None:
+    def trim(self, slot: int, n_tokens: int) -> None:
         """Forgets all but the first `n_tokens` of a slot's sequence."""
         llama_cpp.llama_memory_seq_rm(self._memory, slot, n_tokens, -1)
 
-    def save(self, slot: int) -> ctypes.Array[ctypes.c_uint8]:
-        """A copy of a slot's sequence, as bytes for `restore`."""
+    def save_state(self, slot: int) -> ctypes.Array[ctypes.c_uint8]:
+        """A copy of a slot's sequence, as bytes for `restore_state`."""
         size = llama_cpp.llama_state_seq_get_size(self._context, slot)
         state = (ctypes.c_uint8 * size)()
         written = llama_cpp.llama_state_seq_get_data(self._context, state, size, slot)
         assert written == size, f"{written} of {size} bytes of a sequence were written"
         return state
 
-    def restore(self, slot: int, state: ctypes.Array[ctypes.c_uint8]) -> None:
+    def restore_state(self, slot: int, state: ctypes.Array[ctypes.c_uint8]) -> None:
         """Puts a saved sequence into a slot, instead of what the slot held."""
-        self.keep(slot, 0)
+        self.trim(slot, 0)
         read = llama_cpp.llama_state_seq_set_data(self._context, state, len(state), slot)
         assert read == len(state), "a saved sequence did not fit a slot"
 

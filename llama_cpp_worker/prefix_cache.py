@@ -1,11 +1,11 @@
-"""What the KV cache holds: the tokens of every slot, and sequences that had to leave their slot, kept in memory.
+"""The prefix cache: which tokens are computed, in the slots and in saved sequences, and what a new prompt can reuse.
 
-Decides which computed prefix a new prompt can start from. Knows nothing of requests and schedules; a model only by
-what `KVCache` calls on it.
+Knows nothing of requests and the schedule. Knows a model only by the methods of `SequenceMemory`.
 
-A prefix is taken over by copying a sequence's state through memory, not by sharing cells: with separate caches per
-sequence (faster with several long conversations) llama.cpp's own copy moves a slot's whole buffer. For 500 tokens of a
-135M model, 2 x86 cores: saving and restoring takes 1 ms, llama.cpp's copy 12 ms (window 8,192), computing 700 ms.
+A prefix is reused by copying a sequence's state through main memory. llama.cpp's own copy between sequences would
+move a slot's whole buffer, because each sequence has a KV cache of its own (see docs/llama-cpp-facts.md). For 500
+tokens of a 135M model on 2 x86 cores: saving and restoring takes 1 ms, llama.cpp's copy 12 ms (window of 8,192
+tokens), computing the tokens again 700 ms.
 """
 
 from __future__ import annotations
@@ -14,110 +14,129 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-LEAST_TAKEN = 4  # tokens; a shorter prefix is computed sooner than copied
-LEAST_SAVED = 32  # tokens; a shorter sequence is not worth its place in memory
+MIN_SHARED_PREFIX_TOKENS = 4  # a shorter prefix is computed faster than copied
+MIN_SAVED_TOKENS = 32  # a shorter sequence is not worth the memory
 
 
-class _Model(Protocol):
+class SequenceMemory(Protocol):
+    """What the prefix cache needs of a model: the KV cache of each slot."""
+
     n_slots: int
 
-    def keep(self, slot: int, n_tokens: int) -> None: ...
-    def save(self, slot: int) -> Any: ...  # its len() is its size in bytes
-    def restore(self, slot: int, state: Any) -> None: ...
+    def trim(self, slot: int, n_tokens: int) -> None: ...
+    def save_state(self, slot: int) -> Any: ...  # its len() is its size in bytes
+    def restore_state(self, slot: int, state: Any) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Saved:
-    """A sequence outside the slots."""
+class _SavedSequence:
+    """A sequence that had to leave its slot; its state is in main memory."""
 
     tokens: Sequence[int]
     state: Any
 
 
-class KVCache:
-    """Which tokens are computed, in slots and outside. The oldest sequences outside make room first.
+@dataclass(frozen=True, slots=True)
+class _Match:
+    """The first `length` tokens of a prompt are computed in `source`: a slot, or a saved sequence."""
 
-    n_saved_bytes: how much memory the sequences outside may take; 0 keeps none.
+    length: int
+    source: int | _SavedSequence
+
+
+class PrefixCache:
+    """The tokens of every slot, and saved sequences. If the memory is full, the oldest saved sequence is evicted.
+
+    n_saved_bytes: how much memory the saved sequences may take; 0 turns saving off.
     """
 
-    def __init__(self, model: _Model, n_saved_bytes: int) -> None:
+    def __init__(self, model: SequenceMemory, n_saved_bytes: int) -> None:
         self._model = model
-        self._limit = n_saved_bytes
+        self._max_saved_bytes = n_saved_bytes
         self._slots: list[list[int]] = [[] for _ in range(model.n_slots)]
-        self._saved: list[_Saved] = []  # oldest first
+        self._saved: list[_SavedSequence] = []  # oldest first
 
     @property
     def n_tokens(self) -> int:
-        """Tokens in the slots' caches."""
+        """Tokens in the KV caches of all slots."""
         return sum(map(len, self._slots))
 
-    def length_known(self, prompt: Sequence[int]) -> int:
-        """How much of `prompt`, from its start, is computed somewhere; never all of it: see `claim`."""
-        return max(length for length, _ in self._candidates(prompt))
+    def cached_prefix_length(self, prompt: Sequence[int]) -> int:
+        """How many of the prompt's first tokens are computed somewhere; at most all but the last one."""
+        return self._longest_match(prompt).length
 
-    def claim(self, slot: int, prompt: Sequence[int]) -> int:
-        """Makes `slot` hold the longest computed beginning of `prompt` and returns its length.
+    def assign_prefix(self, slot: int, prompt: Sequence[int]) -> int:
+        """Puts the longest computed prefix of `prompt` into `slot` and returns its length.
 
-        What the slot held before is kept outside. The last token of a prompt is never taken over: it must be decoded
-        to get the logits of the first completion token.
+        The slot's old sequence is saved. The last token of a prompt is never reused: the model must decode it to
+        produce the logits of the first completion token.
         """
-        length, source = max(self._candidates(prompt), key=lambda candidate: candidate[0])
-        own = min(common_prefix(self._slots[slot], prompt), len(prompt) - 1)
-        if own >= length or length < LEAST_TAKEN:
+        match = self._longest_match(prompt)
+        length, source = match.length, match.source
+        own = self._usable_length(self._slots[slot], prompt)
+        if own >= length or length < MIN_SHARED_PREFIX_TOKENS:
             length = own
-            if len(self._slots[slot]) - length >= LEAST_SAVED:  # not just the next turn of what is there
+            if len(self._slots[slot]) - length >= MIN_SAVED_TOKENS:  # the prompt does not just continue this sequence
                 self._save(slot)
         else:
-            state = source.state if isinstance(source, _Saved) else self._model.save(source)
+            state = source.state if isinstance(source, _SavedSequence) else self._model.save_state(source)
             self._save(slot)
-            self._model.restore(slot, state)
-            if isinstance(source, _Saved) and source in self._saved:
-                self._saved.append(self._saved.pop(self._saved.index(source)))
-        self._model.keep(slot, length)
+            self._model.restore_state(slot, state)
+            if isinstance(source, _SavedSequence) and source in self._saved:
+                self._saved.remove(source)
+                self._saved.append(source)  # now the newest
+        self._model.trim(slot, length)
         self._slots[slot] = list(prompt[:length])
         return length
 
-    def extend(self, slot: int, tokens: Sequence[int]) -> None:
-        """Notes that `tokens` have been decoded in `slot`."""
+    def append(self, slot: int, tokens: Sequence[int]) -> None:
+        """Records that `tokens` have been decoded in `slot`."""
         self._slots[slot] += tokens
 
     def clear(self, slot: int) -> None:
-        """Forgets a slot's sequence, for instance when a decode has failed half-way."""
-        self._model.keep(slot, 0)
+        """Empties a slot, for instance after a decode that failed half-way."""
+        self._model.trim(slot, 0)
         self._slots[slot] = []
 
     def move(self, source: int, target: int) -> None:
-        """Brings a sequence to another slot; what that slot held is kept outside."""
-        state = self._model.save(source)
+        """Moves a sequence to another slot. The old sequence of that slot is saved."""
+        state = self._model.save_state(source)
         self._save(target)
-        self._model.restore(target, state)
+        self._model.restore_state(target, state)
         self._slots[target] = self._slots[source]
         self.clear(source)
 
-    def _candidates(self, prompt: Sequence[int]) -> list[tuple[int, int | _Saved]]:
-        """(usable length, where) of all that is computed."""
-        most = len(prompt) - 1
-        in_slots = [(min(common_prefix(tokens, prompt), most), slot) for slot, tokens in enumerate(self._slots)]
-        return [*in_slots, *((min(common_prefix(saved.tokens, prompt), most), saved) for saved in self._saved)]
+    def _longest_match(self, prompt: Sequence[int]) -> _Match:
+        matches = [_Match(self._usable_length(tokens, prompt), slot) for slot, tokens in enumerate(self._slots)]
+        matches += [_Match(self._usable_length(saved.tokens, prompt), saved) for saved in self._saved]
+        return max(matches, key=lambda match: match.length)
+
+    @staticmethod
+    def _usable_length(tokens: Sequence[int], prompt: Sequence[int]) -> int:
+        return min(common_prefix_length(tokens, prompt), len(prompt) - 1)
 
     def _save(self, slot: int) -> None:
-        """Keeps a slot's sequence outside, unless it is short or another one contains it."""
+        """Saves a slot's sequence, unless it is short or another sequence contains it."""
         tokens = self._slots[slot]
-        others: list[Sequence[int]] = [held for other, held in enumerate(self._slots) if other != slot]
+        others: list[Sequence[int]] = [other for index, other in enumerate(self._slots) if index != slot]
         others += [saved.tokens for saved in self._saved]
-        if len(tokens) < LEAST_SAVED or any(common_prefix(tokens, other) == len(tokens) for other in others):
+        if len(tokens) < MIN_SAVED_TOKENS or any(_starts_with(other, tokens) for other in others):
             return
-        state = self._model.save(slot)
-        if len(state) > self._limit:
+        state = self._model.save_state(slot)
+        if len(state) > self._max_saved_bytes:
             return
-        self._saved = [saved for saved in self._saved if common_prefix(saved.tokens, tokens) < len(saved.tokens)]
-        self._saved.append(_Saved(tokens, state))
-        while sum(len(saved.state) for saved in self._saved) > self._limit:
+        self._saved = [saved for saved in self._saved if not _starts_with(tokens, saved.tokens)]
+        self._saved.append(_SavedSequence(tokens, state))
+        while sum(len(saved.state) for saved in self._saved) > self._max_saved_bytes:
             del self._saved[0]
 
 
-def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """Length of what both begin with. Compares slices: in C, not token by token."""
+def _starts_with(tokens: Sequence[int], prefix: Sequence[int]) -> bool:
+    return common_prefix_length(tokens, prefix) == len(prefix)
+
+
+def common_prefix_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens both sequences begin with. Compares slices, which is faster than token by token."""
     low, high = 0, min(len(first), len(second))
     if first[:high] == second[:high]:
         return high

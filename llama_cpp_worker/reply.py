@@ -1,7 +1,7 @@
-"""The wire outwards: OpenAI objects and server-sent events, from the text and tokens of a request's choices.
+"""The wire outwards: OpenAI objects and server-sent events, made from the engine's requests behind an answer.
 
-Knows the shapes of answers as OpenAI's API reference has them, with `timings` as llama-server gives them.
-Knows nothing of TorchServe, llama.cpp or the schedule.
+Knows the shapes of answers as OpenAI's API reference has them, with `timings` and `prompt_progress` as llama-server
+sends them. Knows nothing of TorchServe, llama.cpp and the schedule.
 """
 
 from __future__ import annotations
@@ -10,81 +10,28 @@ import codecs
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from llama_cpp_worker.engine import Request
 from llama_cpp_worker.request import ApiError, ApiRequest, Route
-from llama_cpp_worker.sampling_params import SampledToken, TokenLogprob
+from llama_cpp_worker.sampling_params import SampledToken, SamplingParams, TokenLogprob
 
 JSON_TYPE = "application/json"
 EVENTS_TYPE = "text/event-stream"
 TEXT_TYPE = "text/plain; charset=utf-8"
 END_OF_STREAM = "data: [DONE]\n\n"
-LEAST_LOGPROB = -9999.0  # OpenAI's word for "very unlikely"; JSON has no infinity
+MIN_LOGPROB = -9999.0  # OpenAI's value for "very unlikely"; JSON has no infinity
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Token counts and milliseconds of a request; `completion_tokens` of all its choices together."""
-
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    queue_ms: float
-    prompt_ms: float
-    predicted_ms: float
-    n_choices: int = 1
-
-    def counts(self) -> dict[str, object]:
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
-        }
-
-    def timings(self) -> dict[str, float]:
-        """The first token counts as part of the prompt's time, the tokens after it as predicted."""
-        n_after_first = max(0, self.completion_tokens - self.n_choices)
-        n_read = self.prompt_tokens - self.cached_tokens
-        return {
-            "queue_ms": round(self.queue_ms, 1),
-            "cache_n": self.cached_tokens,
-            "prompt_n": n_read,
-            "prompt_ms": round(self.prompt_ms, 1),
-            "prompt_per_second": _per_second(n_read, self.prompt_ms),
-            "predicted_n": self.completion_tokens,
-            "predicted_ms": round(self.predicted_ms, 1),
-            "predicted_per_second": _per_second(n_after_first, self.predicted_ms),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a prompt is read, in tokens; `processed` has the cached ones in it."""
-
-    total: int
-    cached: int
-    processed: int
-    time_ms: float
-
-    def as_json(self) -> dict[str, float]:
-        return {
-            "total": self.total,
-            "cache": self.cached,
-            "processed": self.processed,
-            "time_ms": round(self.time_ms, 1),
-        }
-
-
-class TextOffset:
-    """Where in the text, in characters, the next token's own text begins."""
+class _TextOffset:
+    """Where in the text, in characters, the text of the next token begins."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._n_characters = 0
 
-    def pass_over(self, piece: bytes) -> int:
-        """The offset of this piece; the next one comes after it."""
+    def advance(self, piece: bytes) -> int:
+        """The offset of this piece; the next call gives the offset behind it."""
         offset = self._n_characters
         self._n_characters += len(self._decoder.decode(piece))
         return offset
@@ -92,25 +39,40 @@ class TextOffset:
 
 @dataclass(slots=True)
 class _Choice:
-    """What is known of one choice; `text` and `tokens` only where the answer is not streamed."""
+    """One choice of an answer: the engine's request for it, and what has been sent of it."""
 
-    text: str = ""
-    tokens: list[SampledToken] = field(default_factory=list)
+    index: int
+    request: Request
     is_begun: bool = False
-    n_read: int | None = None  # prompt tokens, as last told
-    finish_reason: str | None = None
-    offset: TextOffset = field(default_factory=TextOffset)
+    is_ended: bool = False
+    n_prefilled: int | None = None  # as last reported
+    offset: _TextOffset = field(default_factory=_TextOffset)
 
 
 class Reply:
-    """One request's answer, piece by piece; `is_sent` is the sender's note that some piece has gone out."""
+    """The answer to one request of the API, piece by piece. `requests` are the engine's: one for each choice.
 
-    def __init__(self, request: ApiRequest, request_id: str, model_name: str, fingerprint: str) -> None:
-        self.is_sent = False
-        self._request = request
-        self._is_chat = request.messages is not None
-        self._choices = [_Choice() for _ in range(request.n)]
-        self._last = 0  # the choice that ended last
+    `n_pieces` counts the pieces taken so far, empty ones included.
+    """
+
+    def __init__(
+        self, api_request: ApiRequest, prompt: Sequence[int], request_id: str, model_name: str, fingerprint: str
+    ) -> None:
+        self.n_pieces = 0
+        self._api_request = api_request
+        self._is_chat = api_request.messages is not None
+        self.requests = [
+            Request(
+                prompt,
+                _params_of_choice(api_request.params, index),
+                logprobs=api_request.logprobs,
+                # Without their template, many instruct models end at once. A raw prompt should get some text.
+                allows_empty=self._is_chat,
+            )
+            for index in range(api_request.n)
+        ]
+        self._choices = [_Choice(index, request) for index, request in enumerate(self.requests)]
+        self._error: str | None = None
         self._head = {
             "id": f"{'chatcmpl' if self._is_chat else 'cmpl'}-{request_id}",
             "object": "chat.completion" if self._is_chat else "text_completion",
@@ -121,106 +83,168 @@ class Reply:
 
     @property
     def content_type(self) -> str:
-        if self._request.stream:
+        if self._api_request.stream:
             return EVENTS_TYPE
-        return TEXT_TYPE if self._request.route is Route.PREDICT else JSON_TYPE
+        return TEXT_TYPE if self._api_request.route is Route.PREDICT else JSON_TYPE
 
     @property
-    def wants_timings(self) -> bool:
-        """Whether `push` takes the usage so far."""
-        return self._request.timings_per_token
+    def is_finished(self) -> bool:
+        """Whether the next piece is the last one, or the last one has been taken."""
+        return self._failure is not None or all(request.is_finished for request in self.requests)
 
-    def is_ended(self, index: int) -> bool:
-        return self._choices[index].finish_reason is not None
-
-    def tell_progress(self, index: int, progress: Progress) -> str:
-        """An event, where the request wants to know how far its prompt is and it is farther than last told."""
-        choice = self._choices[index]
-        if not self._request.return_progress or choice.n_read == progress.processed:
-            return ""
-        choice.n_read = progress.processed
-        return self._begin(index) + self._event(self._delta(index, "", ()), prompt_progress=progress.as_json())
-
-    def push(
-        self, index: int, text: str, tokens: Sequence[SampledToken] = (), usage_so_far: Usage | None = None
-    ) -> str:
-        """What can be sent now that a choice has more text: events when streaming, nothing otherwise."""
-        choice = self._choices[index]
-        if not self._request.stream:
-            choice.text += text
-            choice.tokens += tokens
-            return ""
-        if self.is_ended(index):
-            return ""
-        beginning = self._begin(index)
-        timings = {"timings": usage_so_far.timings()} if usage_so_far else {}
-        return beginning + (self._event(self._delta(index, text, tokens), **timings) if text or tokens else "")
-
-    def end(self, index: int, finish_reason: str) -> str:
-        """Ends a choice while others may go on; the last one's end is told by `finish`, which must follow."""
-        self._choices[index].finish_reason = finish_reason
-        is_last = all(choice.finish_reason for choice in self._choices)
-        if not self._request.stream or is_last:
-            self._last = index
-            return ""
-        return self._begin(index) + self._event(self._delta(index, "", (), finish_reason))
-
-    def finish(self, usage: Usage) -> str:
-        """The end of the answer, or the whole of it when it is not streamed."""
-        if self._request.stream:
-            ending = self._delta(self._last, "", (), self._choices[self._last].finish_reason)
-            events = self._begin(self._last) + self._event(ending, timings=usage.timings())
-            if self._request.include_usage:
-                events += self._event(usage=usage.counts())
-            return events + END_OF_STREAM
-        if self._request.route is Route.PREDICT:
-            return self._echo() + self._choices[0].text
-        choices = [self._whole(index, choice) for index, choice in enumerate(self._choices)]
-        return json.dumps(self._head | {"choices": choices, "usage": usage.counts(), "timings": usage.timings()})
+    def next_piece(self) -> str:
+        """What can be sent now: the new events of a stream. An answer that is not streamed is one piece, at its end."""
+        self.n_pieces += 1
+        if self._api_request.stream:
+            events = "".join(self._new_events(choice) for choice in self._choices)
+            return events + self._end_of_stream()
+        if self._failure:
+            return self.fail(self._failure)
+        return self._whole_answer() if self.is_finished else ""
 
     def fail(self, message: str) -> str:
-        """Ends an answer that the engine could not finish; its status has been sent, so the body has to say it."""
+        """Ends the answer with an error. The status may have been sent already, so the body reports it."""
+        self._error = message
         error = json.dumps(ApiError(message, status=500).body())
-        return f"data: {error}\n\n" if self._request.stream else error
+        return f"data: {error}\n\n" if self._api_request.stream else error
 
-    def _echo(self) -> str:
-        return str(self._request.prompt) if self._request.echo else ""
+    @property
+    def _failure(self) -> str | None:
+        return self._error or next((request.error for request in self.requests if request.error), None)
 
-    def _begin(self, index: int) -> str:
-        choice = self._choices[index]
+    # --- a stream
+
+    def _new_events(self, choice: _Choice) -> str:
+        if choice.is_ended:
+            return ""
+        request = choice.request
+        text, tokens = request.take_text(), request.take_tokens()
+        events = self._begin(choice) + self._progress(choice)
+        if text or tokens:
+            timings = {"timings": timings_of(self.requests)} if self._api_request.timings_per_token else {}
+            events += self._event(self._delta(choice, text, tokens), **timings)
+        if request.is_finished and not request.error:
+            choice.is_ended = True
+            is_last = all(other.is_ended for other in self._choices)
+            timings = {"timings": timings_of(self.requests)} if is_last else {}
+            events += self._event(self._delta(choice, "", (), request.finish_reason), **timings)
+        return events
+
+    def _progress(self, choice: _Choice) -> str:
+        """An event that says how far the prompt is prefilled, if the client wants it and there is progress."""
+        request = choice.request
+        is_prefilling = request.is_started and not request.is_prefilled
+        if not self._api_request.return_progress or not is_prefilling or choice.n_prefilled == request.n_prefilled:
+            return ""
+        assert request.admitted_at is not None
+        choice.n_prefilled = request.n_prefilled
+        progress = {
+            "total": len(request.prompt),
+            "cache": request.n_cached,
+            "processed": request.n_prefilled,
+            "time_ms": _milliseconds(time.monotonic() - request.admitted_at),
+        }
+        return self._event(self._delta(choice, "", ()), prompt_progress=progress)
+
+    def _begin(self, choice: _Choice) -> str:
         if choice.is_begun:
             return ""
         choice.is_begun = True
         if self._is_chat:
             delta = {"role": "assistant", "content": ""}
-            return self._event({"index": index, "delta": delta, "logprobs": None, "finish_reason": None})
-        return self._event(self._delta(index, self._echo(), ())) if self._request.echo else ""
+            return self._event({"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": None})
+        return self._event(self._delta(choice, self._echo(), ())) if self._api_request.echo else ""
+
+    def _end_of_stream(self) -> str:
+        if self._failure:
+            return self.fail(self._failure)
+        if not self.is_finished:
+            return ""
+        usage = self._event(usage=usage_of(self.requests)) if self._api_request.include_usage else ""
+        return usage + END_OF_STREAM
 
     def _delta(
-        self, index: int, text: str, tokens: Sequence[SampledToken], finish_reason: str | None = None
+        self, choice: _Choice, text: str, tokens: Sequence[SampledToken], finish_reason: str | None = None
     ) -> dict[str, object]:
         content: dict[str, object] = {"text": text}
         if self._is_chat:
             content = {"delta": {"content": text} if text else {}}
-        logprobs = self._logprobs(self._choices[index], tokens) if tokens else None
-        return {"index": index, **content, "logprobs": logprobs, "finish_reason": finish_reason}
-
-    def _whole(self, index: int, choice: _Choice) -> dict[str, object]:
-        text = self._echo() + choice.text
-        content = {"message": {"role": "assistant", "content": text}} if self._is_chat else {"text": text}
-        logprobs = None if self._request.logprobs is None else self._logprobs(choice, choice.tokens)
-        return {"index": index, **content, "logprobs": logprobs, "finish_reason": choice.finish_reason}
-
-    def _logprobs(self, choice: _Choice, tokens: Sequence[SampledToken]) -> dict[str, object]:
-        return _chat_logprobs(tokens) if self._is_chat else _completion_logprobs(tokens, choice.offset)
+        logprobs = self._logprobs(choice, tokens) if tokens else None
+        return {"index": choice.index, **content, "logprobs": logprobs, "finish_reason": finish_reason}
 
     def _event(self, choice: dict[str, object] | None = None, **extra: object) -> str:
         kind = {"object": "chat.completion.chunk"} if self._is_chat else {}
         return f"data: {json.dumps(self._head | kind | {'choices': [choice] if choice else []} | extra)}\n\n"
 
+    # --- an answer that is not streamed
+
+    def _whole_answer(self) -> str:
+        if self._api_request.route is Route.PREDICT:
+            return self._echo() + self.requests[0].take_text()
+        choices = [self._whole_choice(choice) for choice in self._choices]
+        usage = {"usage": usage_of(self.requests), "timings": timings_of(self.requests)}
+        return json.dumps(self._head | {"choices": choices} | usage)
+
+    def _whole_choice(self, choice: _Choice) -> dict[str, object]:
+        request = choice.request
+        text = self._echo() + request.take_text()
+        content = {"message": {"role": "assistant", "content": text}} if self._is_chat else {"text": text}
+        logprobs = None if request.logprobs is None else self._logprobs(choice, request.take_tokens())
+        return {"index": choice.index, **content, "logprobs": logprobs, "finish_reason": request.finish_reason}
+
+    def _echo(self) -> str:
+        return str(self._api_request.prompt) if self._api_request.echo else ""
+
+    def _logprobs(self, choice: _Choice, tokens: Sequence[SampledToken]) -> dict[str, object]:
+        return _chat_logprobs(tokens) if self._is_chat else _completion_logprobs(tokens, choice.offset)
+
+
+def _params_of_choice(params: SamplingParams, index: int) -> SamplingParams:
+    """Each choice gets a seed of its own. The same seed of the request gives the same choices again."""
+    if params.seed is None or index == 0:
+        return params
+    return replace(params, seed=(params.seed + index) % (2**32 - 1))
+
+
+def usage_of(requests: Sequence[Request]) -> dict[str, object]:
+    """OpenAI's token counts of an answer; completion tokens of all choices together."""
+    n_prompt = len(requests[0].prompt)
+    n_completion = sum(len(request.completion) for request in requests)
+    return {
+        "prompt_tokens": n_prompt,
+        "completion_tokens": n_completion,
+        "total_tokens": n_prompt + n_completion,
+        "prompt_tokens_details": {"cached_tokens": min(request.n_cached for request in requests)},
+    }
+
+
+def timings_of(requests: Sequence[Request]) -> dict[str, float]:
+    """llama-server's counts and times of an answer, up to its end or to now, and the time in the queue.
+
+    The time of the first token belongs to the prompt, the time of the others to the prediction. A request without a
+    slot has spent all its time in the queue.
+    """
+    now = time.monotonic()  # the engine's clock
+    finished = max(now if request.finished_at is None else request.finished_at for request in requests)
+    admitted = min(finished if request.admitted_at is None else request.admitted_at for request in requests)
+    first_token = min(finished if request.first_token_at is None else request.first_token_at for request in requests)
+    n_cached = min(request.n_cached for request in requests)
+    n_computed = len(requests[0].prompt) - n_cached
+    n_predicted = sum(len(request.completion) for request in requests)
+    return {
+        "queue_ms": _milliseconds(admitted - requests[0].submitted_at),
+        "cache_n": n_cached,
+        "prompt_n": n_computed,
+        "prompt_ms": _milliseconds(first_token - admitted),
+        "prompt_per_second": _per_second(n_computed, first_token - admitted),
+        "predicted_n": n_predicted,
+        "predicted_ms": _milliseconds(finished - first_token),
+        "predicted_per_second": _per_second(max(0, n_predicted - len(requests)), finished - first_token),
+    }
+
 
 def models_body(model_name: str, created: int, description: Mapping[str, object]) -> dict[str, object]:
-    """The list of models: the one that is served, with what is known about it under `meta`."""
+    """The list of models: the served one, with its description under `meta`."""
     model = {"id": model_name, "object": "model", "created": created, "owned_by": "llama.cpp"}
     return {"object": "list", "data": [model | {"meta": dict(description)}]}
 
@@ -233,15 +257,15 @@ def _chat_logprobs(tokens: Sequence[SampledToken]) -> dict[str, object]:
     return {"content": content, "refusal": None}
 
 
-def _completion_logprobs(tokens: Sequence[SampledToken], offset: TextOffset) -> dict[str, object]:
-    """The likeliest tokens are a JSON object by text, in which the chosen one always is, too."""
+def _completion_logprobs(tokens: Sequence[SampledToken], offset: _TextOffset) -> dict[str, object]:
+    """The likeliest tokens are a JSON object by text. It always contains the chosen token."""
     return {
         "tokens": [_text(token.chosen) for token in tokens],
         "token_logprobs": [_finite(token.chosen) for token in tokens],
         "top_logprobs": [
             {_text(one): _finite(one) for one in reversed((*token.likeliest, token.chosen))} for token in tokens
         ],
-        "text_offset": [offset.pass_over(token.chosen.piece) for token in tokens],
+        "text_offset": [offset.advance(token.chosen.piece) for token in tokens],
     }
 
 
@@ -250,8 +274,12 @@ def _text(token: TokenLogprob) -> str:
 
 
 def _finite(token: TokenLogprob) -> float:
-    return max(token.logprob, LEAST_LOGPROB)
+    return max(token.logprob, MIN_LOGPROB)
 
 
-def _per_second(count: int, milliseconds: float) -> float:
-    return round(1000 * count / milliseconds, 2) if milliseconds > 0 else 0.0
+def _milliseconds(seconds: float) -> float:
+    return round(1000 * seconds, 1)
+
+
+def _per_second(count: int, seconds: float) -> float:
+    return round(count / seconds, 2) if seconds > 0 else 0.0

@@ -1,4 +1,7 @@
-"""Tokens to text: what can be handed out of a completion at once, and what has to wait for the next token."""
+"""Tokens to text: which characters of a completion can be sent now, and which must wait for the next token.
+
+Knows UTF-8 and stop strings. Knows nothing of models, requests or HTTP.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ from llama_cpp_worker.sampling_params import SampledToken
 
 
 @dataclass(frozen=True, slots=True)
-class _Report:
-    """A token to tell of, once the text has been released up to where this token's ends."""
+class _PendingToken:
+    """A token that can be reported when the text has been released up to `text_end`, in characters."""
 
     token: SampledToken
     text_end: int
@@ -21,51 +24,53 @@ class _Report:
 class TextAssembler:
     """Turns the bytes of tokens into text: whole characters only, and nothing of a stop string.
 
-    What could still become a stop string is held back until it cannot, or until `finish`; so are the tokens it is in.
+    Text that may be the beginning of a stop string is pending until it cannot be one, or until `finish`. The tokens
+    of that text are pending, too.
     """
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
         self._stop = stop
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held = ""
-        self._n_released = 0
-        self._reports: deque[_Report] = deque()
+        self._pending_text = ""
+        self._n_released = 0  # characters
+        self._pending_tokens: deque[_PendingToken] = deque()
         self.is_stopped = False
 
     def push(self, piece: bytes, token: SampledToken | None = None) -> str:
-        """The text that is certain now; `is_stopped` tells whether a stop string was reached.
+        """Adds a token's bytes and returns the text that is certain now. Sets `is_stopped` at a stop string.
 
-        `token` will come out of `take_tokens` when all of its text has come out of here.
+        `take_tokens` returns `token` after `push` or `finish` has returned all of the token's text.
         """
-        self._held += self._decoder.decode(piece)
+        self._pending_text += self._decoder.decode(piece)
         if token is not None:
             is_mid_character = bool(self._decoder.getstate()[0])
-            self._reports.append(_Report(token, self._n_released + len(self._held) + is_mid_character))
-        found = [(start + len(stop), start) for stop in self._stop if (start := self._held.find(stop)) >= 0]
+            text_end = self._n_released + len(self._pending_text) + is_mid_character
+            self._pending_tokens.append(_PendingToken(token, text_end))
+        found = [(start + len(stop), start) for stop in self._stop if (start := self._pending_text.find(stop)) >= 0]
         if found:
             self.is_stopped = True
-            _, start = min(found)  # whichever is complete first, so that it does not matter how the pieces fall
+            _, start = min(found)  # the stop string that ends first: the result does not depend on the pieces
             return self._release(start, drop_rest=True)
-        undecided = max((_overlap(self._held, stop) for stop in self._stop), default=0)
-        return self._release(len(self._held) - undecided)
+        undecided = max((_overlap(self._pending_text, stop) for stop in self._stop), default=0)
+        return self._release(len(self._pending_text) - undecided)
 
     def finish(self) -> str:
-        """What was held back, once no token can follow. Bytes of an unfinished character are left out."""
-        text = self._release(len(self._held))
+        """The pending text, once no token can follow. Bytes of an incomplete character are left out."""
+        text = self._release(len(self._pending_text))
         if not self.is_stopped:
-            self._n_released += 1  # the unfinished character; its tokens can be told of
+            self._n_released += 1  # the incomplete character: its tokens can be reported
         return text
 
     def take_tokens(self) -> list[SampledToken]:
-        """The tokens that can be told of since the last call: never one with a part of a stop string in it."""
+        """The tokens that became reportable since the last call; never one with a part of a stop string in it."""
         taken = []
-        while self._reports and self._reports[0].text_end <= self._n_released:
-            taken.append(self._reports.popleft().token)
+        while self._pending_tokens and self._pending_tokens[0].text_end <= self._n_released:
+            taken.append(self._pending_tokens.popleft().token)
         return taken
 
     def _release(self, length: int, *, drop_rest: bool = False) -> str:
-        text, rest = self._held[:length], self._held[length:]
-        self._held = "" if drop_rest else rest
+        text, rest = self._pending_text[:length], self._pending_text[length:]
+        self._pending_text = "" if drop_rest else rest
         self._n_released += length
         return text
 

@@ -1,21 +1,21 @@
-"""The schedule, against a scripted model: fast, and every token known."""
+"""The engine's schedule with a scripted model: fast, and every token is known."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from llama_cpp_worker.engine import LEAST_AWAITED, PROMPT_SECONDS, Engine, Request
+from llama_cpp_worker.engine import MIN_AWAITED_TOKENS, PREFILL_STEP_SECONDS, UNEXPECTED_ERROR, Engine, Request
 from llama_cpp_worker.model import DecodeError
+from llama_cpp_worker.sampler import SamplingError
 from llama_cpp_worker.sampling_params import SamplingParams
-from llama_cpp_worker.text_assembler import TextAssembler
-from tests.support.scripted_model import ScriptedModel
+from tests.support.scripted_model import ScriptedModel, ScriptedSampler
 
 
-def make_request(prompt: str, **params: object) -> Request:
+def make_request(prompt: str, **params: Any) -> Request:
     return Request(list(prompt.encode()), SamplingParams(**{"max_tokens": 30} | params))
 
 
@@ -27,7 +27,7 @@ def run_to_end(engine: Engine) -> None:
     pytest.fail("the engine never became idle")
 
 
-def complete_alone(prompt: str, **params: object) -> tuple[str, str | None]:
+def complete_alone(prompt: str, **params: Any) -> tuple[str, str | None]:
     engine = Engine(ScriptedModel(n_slots=1))
     request = make_request(prompt, **params)
     engine.submit(request)
@@ -38,7 +38,7 @@ def complete_alone(prompt: str, **params: object) -> tuple[str, str | None]:
 PROMPTS = ["a", "hello", "x" * 150, "another one", "hello", "yet another " * 10, "z"]
 
 
-def test_batched_output_equals_one_at_a_time_output_with_fewer_slots_than_requests() -> None:
+def test_batched_output_equals_one_at_a_time_output_with_few_slots() -> None:
     model = ScriptedModel(n_slots=3, n_batch=16)
     engine = Engine(model)
     requests = [make_request(prompt) for prompt in PROMPTS]
@@ -50,7 +50,7 @@ def test_batched_output_equals_one_at_a_time_output_with_fewer_slots_than_reques
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_requests_that_come_and_go_at_any_time_do_not_change_each_others_text(seed: int) -> None:
+def test_requests_that_come_and_go_do_not_change_the_text_of_others(seed: int) -> None:
     dice = random.Random(seed)
     model = ScriptedModel(n_slots=dice.randint(1, 4), n_batch=dice.randint(8, 32))
     engine = Engine(model, n_saved_bytes=dice.choice([0, 100, 10_000]))
@@ -75,7 +75,7 @@ def test_requests_that_come_and_go_at_any_time_do_not_change_each_others_text(se
     assert engine.counters.cancelled == len(cancelled)
 
 
-def test_a_newcomer_joins_at_the_next_step_and_is_answered_before_the_first_ends() -> None:
+def test_a_new_request_joins_the_running_ones_at_the_next_step() -> None:
     engine = Engine(ScriptedModel())
     first, second = make_request("hello", max_tokens=20), make_request("a", max_tokens=2)
     engine.submit(first)
@@ -90,8 +90,8 @@ def test_a_newcomer_joins_at_the_next_step_and_is_answered_before_the_first_ends
     assert (len(first.completion), len(second.completion)) == (4, 2)
 
 
-@pytest.mark.parametrize("steps", [0, 1, 6], ids=["waiting", "reading", "writing"])
-def test_cancelled_request_frees_its_slot(steps: int) -> None:
+@pytest.mark.parametrize("steps", [0, 1, 6], ids=["waiting", "prefilling", "decoding"])
+def test_a_cancelled_request_frees_its_slot(steps: int) -> None:
     model = ScriptedModel(n_slots=1, n_batch=16)
     engine = Engine(model)
     victim, follower = make_request("x" * 60, max_tokens=100), make_request("hello")
@@ -107,7 +107,7 @@ def test_cancelled_request_frees_its_slot(steps: int) -> None:
     assert engine.counters.cancelled == 1
 
 
-def test_cancelling_what_has_ended_changes_nothing() -> None:
+def test_cancelling_an_ended_request_changes_nothing() -> None:
     engine = Engine(ScriptedModel())
     request = make_request("hello", max_tokens=1)
     engine.submit(request)
@@ -117,14 +117,14 @@ def test_cancelling_what_has_ended_changes_nothing() -> None:
     assert engine.counters.cancelled == 0
 
 
-def test_a_failed_batch_ends_its_requests_with_an_error_and_the_next_ones_are_served() -> None:
+def test_a_failed_batch_ends_its_requests_and_the_next_ones_are_served() -> None:
     model = ScriptedModel(n_slots=2)
     engine = Engine(model)
     hit = [make_request("a"), make_request("hello")]
     waiting = make_request("another one")
     for request in [*hit, waiting]:
         engine.submit(request)
-    model.fail_with = DecodeError(-3)
+    model.fail_with = DecodeError("llama_decode returned -3")
     assert engine.step()
     assert [request.finish_reason for request in hit] == ["error", "error"]
     assert all(request.error and "-3" in request.error for request in hit)
@@ -133,23 +133,88 @@ def test_a_failed_batch_ends_its_requests_with_an_error_and_the_next_ones_are_se
     assert engine.counters.failed == 2
 
 
-def test_a_long_prompt_is_read_in_chunks_and_holds_up_writers_for_a_bounded_time() -> None:
+class BrokenModel(ScriptedModel):
+    """Fails in one method with an error that nobody expects, for the request whose seed is 1."""
+
+    def __init__(self, broken_method: str, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._broken_method = broken_method
+        self._broken_samplers: list[ScriptedSampler] = []
+
+    def sampler(self, params: SamplingParams, prompt: Sequence[int]) -> ScriptedSampler:
+        if params.seed == 1 and self._broken_method == "sampler":
+            raise ZeroDivisionError("a bug")
+        sampler = super().sampler(params, prompt)
+        self._broken_samplers += [sampler] if params.seed == 1 else []
+        return sampler
+
+    def sample(self, sampler: ScriptedSampler, index: int, *, forbid_end: bool) -> int:
+        if sampler in self._broken_samplers and self._broken_method == "sample":
+            raise ZeroDivisionError("a bug")
+        return super().sample(sampler, index, forbid_end=forbid_end)
+
+
+@pytest.mark.parametrize("broken_method", ["sampler", "sample"])
+def test_an_unexpected_error_ends_only_its_own_request(broken_method: str, caplog: pytest.LogCaptureFixture) -> None:
+    engine = Engine(BrokenModel(broken_method, n_slots=3))
+    requests = [make_request("hello", seed=seed) for seed in (0, 1, 2)]
+    for request in requests:
+        engine.submit(request)
+    while not engine.is_idle:
+        engine.run(1.0)
+    assert [request.error for request in requests] == [None, UNEXPECTED_ERROR, None]
+    assert [request.finish_reason == "error" for request in requests] == [False, True, False]
+    assert requests[0].take_text() == requests[2].take_text() == complete_alone("hello")[0]
+    assert engine.counters.failed == 1
+    assert "ZeroDivisionError: a bug" in caplog.text
+
+
+def test_an_unexpected_error_in_a_decode_ends_its_requests_and_no_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ScriptedModel(n_slots=2)
+    engine = Engine(model)
+    hit, later = [make_request("a"), make_request("hello")], make_request("another one")
+    for request in hit:
+        engine.submit(request)
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "decode", lambda _: 1 // 0)
+        engine.run(1.0)
+    engine.submit(later)
+    run_to_end(engine)
+    assert [request.error for request in hit] == [UNEXPECTED_ERROR] * 2
+    assert later.take_text() == complete_alone("another one")[0]
+
+
+def test_an_error_in_the_schedule_itself_ends_the_running_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(ScriptedModel(n_slots=1))
+    running, waiting = make_request("a"), make_request("hello")
+    engine.submit(running)
+    engine.submit(waiting)
+    engine.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_build_batch", lambda: 1 // 0)
+        engine.run(1.0)
+    assert running.error == UNEXPECTED_ERROR
+    run_to_end(engine)
+    assert waiting.take_text() == complete_alone("hello")[0]
+
+
+def test_a_long_prompt_delays_other_answers_for_a_bounded_time() -> None:
     model = ScriptedModel(n_slots=2, n_batch=512, window=6000)
     engine = Engine(model, clock=model.clock)
-    writer = make_request("hello", max_tokens=500)
-    engine.submit(writer)
+    decoding = make_request("hello", max_tokens=500)
+    engine.submit(decoding)
     engine.step()
     engine.submit(make_request("x" * 3000))
     longest = 0.0
-    while not writer.is_finished and len(model.batches) < 200:
+    while not decoding.is_finished and len(model.batches) < 200:
         before = model.seconds
         engine.step()
         longest = max(longest, model.seconds - before)
     assert sum(len(chunk.tokens) for batch in model.batches for chunk in batch if chunk.slot == 1) >= 3000
-    assert longest <= 1.5 * PROMPT_SECONDS
+    assert longest <= 1.5 * PREFILL_STEP_SECONDS
 
 
-def test_completion_ends_at_max_tokens_and_at_the_context_window() -> None:
+def test_a_completion_ends_at_max_tokens_and_at_the_context_window() -> None:
     assert len(complete_alone("hello", max_tokens=3)[0]) == 3
     engine = Engine(ScriptedModel(window=20, script=b"a" * 100))
     request = make_request("0123456789>", max_tokens=1000)
@@ -158,7 +223,7 @@ def test_completion_ends_at_max_tokens_and_at_the_context_window() -> None:
     assert (request.take_text(), request.finish_reason) == ("a" * 9, "length")
 
 
-def test_a_raw_prompt_is_not_answered_with_nothing() -> None:
+def test_a_raw_prompt_never_gets_an_empty_answer() -> None:
     engine = Engine(ScriptedModel(script=b""))
     empty, raw = make_request("a>"), make_request("a>")
     raw.allows_empty = False
@@ -168,7 +233,7 @@ def test_a_raw_prompt_is_not_answered_with_nothing() -> None:
     assert (empty.take_text(), raw.take_text()) == ("", "!")
 
 
-def test_run_returns_at_the_first_token_and_otherwise_after_its_slice() -> None:
+def test_run_returns_at_the_first_token_and_after_its_time_slice() -> None:
     model = ScriptedModel(script=b"abcdefghijklmnopqrstuvwxyz")
     engine = Engine(model, clock=model.clock)
     request = make_request("a" * 20 + ">", max_tokens=20)
@@ -181,7 +246,7 @@ def test_run_returns_at_the_first_token_and_otherwise_after_its_slice() -> None:
     assert request.is_finished
 
 
-def test_stop_string_ends_the_completion_and_is_not_part_of_it() -> None:
+def test_a_stop_string_ends_the_completion_and_is_not_part_of_it() -> None:
     engine = Engine(ScriptedModel(script=b"Yes. Stop it, now"))
     request = make_request("q>", stop=["STOP", "Stop it"])
     engine.submit(request)
@@ -189,45 +254,10 @@ def test_stop_string_ends_the_completion_and_is_not_part_of_it() -> None:
     assert (request.take_text(), request.finish_reason) == ("Yes. ", "stop")
 
 
-def split(data: bytes, cuts: list[int]) -> list[bytes]:
-    ends = sorted({cut % (len(data) + 1) for cut in cuts} | {0, len(data)})
-    return [data[start:end] for start, end in zip(ends, ends[1:], strict=False)]
-
-
-@given(st.text(), st.lists(st.integers(0, 10_000)))
-def test_any_split_of_utf8_text_gives_the_same_text_back(text: str, cuts: list[int]) -> None:
-    assembler = TextAssembler()
-    pieces = [assembler.push(piece) for piece in split(text.encode(), cuts)]
-    assert "".join(pieces) + assembler.finish() == text
-
-
-@given(st.text("abAB", max_size=40), st.lists(st.text("abAB", min_size=1, max_size=4), max_size=3), st.data())
-def test_stop_strings_cut_at_the_same_place_however_the_pieces_fall(
-    text: str, stop: list[str], data: st.DataObject
-) -> None:
-    ends = [text.find(string) + len(string) for string in stop if string in text]
-    first_to_be_whole = [string for string in stop if string in text and text.find(string) + len(string) == min(ends)]
-    expected = text[: min(ends) - max(map(len, first_to_be_whole))] if ends else text
-
-    assembler, got = TextAssembler(stop), ""
-    for piece in split(text.encode(), data.draw(st.lists(st.integers(0, 10_000)))):
-        got += assembler.push(piece)
-        assert expected.startswith(got), "a part of a stop string was let out"
-        if assembler.is_stopped:
-            break
-    assert assembler.is_stopped == bool(ends)
-    assert got + assembler.finish() == expected
-
-
-def test_bytes_of_an_unfinished_character_are_left_out_at_the_end() -> None:
-    assembler = TextAssembler()
-    assert assembler.push("né🦙".encode()[:-2]) + assembler.finish() == "né"
-
-
 SYSTEM = "You are a helpful assistant who answers briefly. " * 3
 
 
-def test_a_prompt_that_others_share_is_computed_once_and_changes_no_text() -> None:
+def test_a_shared_prompt_prefix_is_computed_once_and_changes_no_text() -> None:
     prompts = [f"{SYSTEM}{number}" for number in range(5)]
     model = ScriptedModel(n_slots=4, n_batch=48, window=400)
     engine = Engine(model)
@@ -244,24 +274,24 @@ def test_a_prompt_that_others_share_is_computed_once_and_changes_no_text() -> No
         alone.append(request.take_text())
     assert [request.take_text() for request in requests] == alone
     assert requests[0].n_cached == 0
-    assert all(request.n_cached > len(SYSTEM) - LEAST_AWAITED for request in requests[1:])
+    assert all(request.n_cached > len(SYSTEM) - MIN_AWAITED_TOKENS for request in requests[1:])
 
 
-def test_who_waits_for_a_shared_prefix_goes_on_when_its_reader_is_cancelled() -> None:
+def test_a_request_that_awaits_a_prefix_goes_on_if_that_prefill_is_cancelled() -> None:
     engine = Engine(ScriptedModel(n_slots=2, n_batch=16, window=400))
-    reader, follower = make_request(SYSTEM + "a"), make_request(SYSTEM + "b")
-    engine.submit(reader)
-    engine.submit(follower)
+    first, second = make_request(SYSTEM + "a"), make_request(SYSTEM + "b")
+    engine.submit(first)
+    engine.submit(second)
     engine.step()
     engine.step()
-    assert follower.n_read == 0
-    engine.cancel(reader)
+    assert second.n_prefilled == 0
+    engine.cancel(first)
     run_to_end(engine)
-    assert follower.finish_reason in ("stop", "length")
-    assert follower.n_cached >= 16
+    assert second.finish_reason in ("stop", "length")
+    assert second.n_cached >= 16
 
 
-def test_the_next_turn_of_a_conversation_computes_only_what_is_new() -> None:
+def test_the_next_turn_of_a_conversation_computes_only_new_tokens() -> None:
     model = ScriptedModel(n_slots=2, window=1000)
     engine = Engine(model)
     first = make_request(SYSTEM)
@@ -274,7 +304,7 @@ def test_the_next_turn_of_a_conversation_computes_only_what_is_new() -> None:
     assert second.n_cached >= len(first.prompt) + len(first.completion) - 2
 
 
-def test_running_slots_are_brought_together_when_others_leave() -> None:
+def test_running_slots_become_consecutive_when_others_end() -> None:
     model = ScriptedModel(n_slots=4, script=b"a" * 150)
     engine = Engine(model)
     requests = [make_request(f"{number}>", max_tokens=100 if number in (1, 3) else 3) for number in range(4)]
@@ -286,3 +316,37 @@ def test_running_slots_are_brought_together_when_others_leave() -> None:
     run_to_end(engine)
     assert model.n_passes - passes == engine.counters.steps - steps, "a gap between slots costs a second pass"
     assert [request.take_text() for request in requests] == ["aaa", "a" * 100, "aaa", "a" * 100]
+
+
+def test_a_request_reports_its_tokens_only_if_logprobs_are_requested() -> None:
+    with_report, without = (
+        Request(list(b"1>"), SamplingParams(max_tokens=5, stop=("cd",)), logprobs=logprobs) for logprobs in (2, None)
+    )
+    engine = Engine(ScriptedModel(script=b"abcde"))
+    for request in (with_report, without):
+        engine.submit(request)
+    while not engine.is_idle:
+        engine.step()
+    tokens = with_report.take_tokens()
+    assert [token.chosen.piece for token in tokens] == [b"a", b"b"]
+    assert [len(token.likeliest) for token in tokens] == [2, 2]
+    assert with_report.take_text() == without.take_text() == "ab"
+    assert without.take_tokens() == []
+
+
+def test_a_failed_sampling_ends_its_own_request_only() -> None:
+    class Stuck(ScriptedModel):
+        def sample(self, sampler: ScriptedSampler, index: int, *, forbid_end: bool) -> int:
+            if sampler is self.samplers[0]:
+                raise SamplingError("the grammar is stuck")
+            return super().sample(sampler, index, forbid_end=forbid_end)
+
+    engine = Engine(Stuck(script=b"abc"))
+    stuck, other = (Request(list(b"1>"), SamplingParams(max_tokens=3)) for _ in range(2))
+    engine.submit(stuck)
+    engine.submit(other)
+    while not engine.is_idle:
+        engine.step()
+    assert (stuck.finish_reason, stuck.error) == ("error", "The model failed: the grammar is stuck.")
+    assert (other.finish_reason, other.take_text()) == ("length", "abc")
+    assert engine.counters.failed == 1

@@ -1,4 +1,4 @@
-"""What is told of the engine, and when: whoever wants to stop a worker must see what it has to do."""
+"""What the engine's metrics report, and when: a drain must see every request at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.scripted_model import ScriptedModel
 
 
 class Cache:
-    """TorchServe's metric cache, as far as it is used: the last value of each metric."""
+    """The part of TorchServe's metric cache that is used; has the last value of each metric."""
 
     def __init__(self) -> None:
         self.last: dict[str, float] = {}
@@ -30,10 +30,10 @@ class Metric:
 
 @pytest.fixture
 def engine() -> Engine:
-    return Engine(ScriptedModel(n_slots=1))  # type: ignore[arg-type]
+    return Engine(ScriptedModel(n_slots=1))
 
 
-def test_a_newcomer_is_told_at_once_however_short_ago_the_last_report_was(engine: Engine) -> None:
+def test_a_new_request_is_reported_at_once_after_any_last_report(engine: Engine) -> None:
     cache = Cache()
     metrics = EngineMetrics(engine, cache, "llamacpp", "worker")
     metrics.report()
@@ -49,12 +49,12 @@ def test_a_newcomer_is_told_at_once_however_short_ago_the_last_report_was(engine
     assert (cache.last["llamacpp_slots_busy"], cache.last["llamacpp_requests_waiting"]) == (1, 1)
 
 
-def test_silence_is_told_as_nothing_to_do(engine: Engine) -> None:
+def test_an_idle_report_has_no_busy_slot_and_no_waiting_request(engine: Engine) -> None:
     cache = Cache()
     metrics = EngineMetrics(engine, cache, "llamacpp", "worker")
     engine.submit(Request([1, 2, 3], SamplingParams(max_tokens=3)))
     engine.submit(Request([1, 2, 3], SamplingParams(max_tokens=3)))
     engine.step()
     metrics.report()
-    metrics.report(is_silent=True)
+    metrics.report(is_idle=True)
     assert (cache.last["llamacpp_slots_busy"], cache.last["llamacpp_requests_waiting"]) == (0, 0)

@@ -3,41 +3,70 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
-from llama_cpp_worker.reply import END_OF_STREAM, LEAST_LOGPROB, Progress, Reply, Usage, models_body
+from llama_cpp_worker.engine import Request
+from llama_cpp_worker.reply import END_OF_STREAM, MIN_LOGPROB, Reply, models_body, timings_of
 from llama_cpp_worker.request import Route, parse_request
-from llama_cpp_worker.sampling_params import SampledToken, TokenLogprob
+from llama_cpp_worker.sampling_params import SampledToken, SamplingParams, TokenLogprob
 
-USAGE = Usage(prompt_tokens=7, cached_tokens=2, completion_tokens=3, queue_ms=1.0, prompt_ms=20.0, predicted_ms=40.0)
-HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
+HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}
+PROMPT = [1, 2, 3, 4, 5, 6, 7]
 
 
-def make_reply(route: Route, body: dict[str, object]) -> Reply:
-    return Reply(parse_request(route, {"body": body}), "id-1", "tiny", "fp_1")
+def make_reply(route: Route, body: dict[str, Any]) -> Reply:
+    reply = Reply(parse_request(route, {"body": body}), PROMPT, "id-1", "tiny", "fp_1")
+    for request in reply.requests:
+        request.slot, request.submitted_at, request.admitted_at = 0, 10.0, 10.001
+        request.n_cached, request.is_started, request.n_prefilled = 2, True, len(PROMPT)
+        request.first_token_at = 10.021
+    return reply
+
+
+def generate(reply: Reply, text: str, tokens: list[SampledToken] | None = None, index: int = 0) -> str:
+    """Generates text as the engine does, and takes the next piece of the answer."""
+    add_text(reply.requests[index], text, tokens or [])
+    return reply.next_piece()
+
+
+def add_text(request: Request, text: str, tokens: list[SampledToken] | None = None) -> None:
+    request.completion.append(0)
+    for token in tokens or []:
+        request._assembler.push(token.chosen.piece, token)
+    request._text += text
+
+
+def end(request: Request, reason: str = "stop") -> None:
+    request.completion += [0] * (3 - len(request.completion))
+    request._assembler.finish()
+    request.finish_reason, request.finished_at = reason, 10.061
 
 
 def finish(reply: Reply, reason: str = "stop") -> str:
-    return reply.end(0, reason) + reply.finish(USAGE)
+    end(reply.requests[0], reason)
+    return reply.next_piece()
 
 
-def events(text: str) -> list[dict]:
+def events(text: str) -> list[dict[str, Any]]:
     assert text.endswith(END_OF_STREAM)
     lines = text.removesuffix(END_OF_STREAM).split("\n\n")[:-1]
     assert all(line.startswith("data: ") for line in lines)
     return [json.loads(line.removeprefix("data: ")) for line in lines]
 
 
-def test_the_users_original_call_is_answered_with_prompt_and_completion_as_text() -> None:
+def test_the_plain_call_is_answered_with_prompt_and_completion_as_text() -> None:
     reply = make_reply(Route.PREDICT, {"prompt": "Question: 1+1? Answer:"})
-    assert reply.push(0, " tw") == ""
-    assert reply.push(0, "o") == ""
+    assert generate(reply, " tw") == ""
+    assert generate(reply, "o") == ""
+    assert not reply.is_finished
     assert finish(reply) == "Question: 1+1? Answer: two"
+    assert reply.is_finished
     assert reply.content_type.startswith("text/plain")
 
 
 def test_a_whole_chat_answer_is_an_openai_object_with_usage_and_timings() -> None:
     reply = make_reply(Route.CHAT, HELLO)
-    reply.push(0, "Hi")
+    generate(reply, "Hi")
     answer = json.loads(finish(reply, "length"))
     assert answer["object"] == "chat.completion"
     assert answer["choices"][0]["message"] == {"role": "assistant", "content": "Hi"}
@@ -49,13 +78,21 @@ def test_a_whole_chat_answer_is_an_openai_object_with_usage_and_timings() -> Non
         "total_tokens": 10,
         "prompt_tokens_details": {"cached_tokens": 2},
     }
-    assert answer["timings"]["predicted_per_second"] == 50.0
-    assert answer["timings"]["prompt_per_second"] == 250.0
+    assert answer["timings"] == {
+        "queue_ms": 1.0,
+        "cache_n": 2,
+        "prompt_n": 5,
+        "prompt_ms": 20.0,
+        "prompt_per_second": 250.0,
+        "predicted_n": 3,
+        "predicted_ms": 40.0,
+        "predicted_per_second": 50.0,
+    }
 
 
 def test_a_streamed_chat_answer_begins_with_the_role_and_ends_with_usage_and_done() -> None:
     reply = make_reply(Route.CHAT, {**HELLO, "stream": True, "stream_options": {"include_usage": True}})
-    text = reply.push(0, "") + reply.push(0, "Hi") + reply.push(0, "") + finish(reply)
+    text = reply.next_piece() + generate(reply, "Hi") + generate(reply, "") + finish(reply)
     first, piece, ending, usage = events(text)
     assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert piece["choices"][0]["delta"] == {"content": "Hi"}
@@ -65,39 +102,57 @@ def test_a_streamed_chat_answer_begins_with_the_role_and_ends_with_usage_and_don
     assert {event["object"] for event in (first, piece, ending, usage)} == {"chat.completion.chunk"}
 
 
-def test_a_streamed_completion_echoes_its_prompt_first_when_asked() -> None:
+def test_a_streamed_completion_echoes_its_prompt_first_if_requested() -> None:
     reply = make_reply(Route.COMPLETIONS, {"prompt": "1 2", "echo": True, "stream": True})
-    texts = [event["choices"][0]["text"] for event in events(reply.push(0, " 3") + finish(reply))]
+    texts = [event["choices"][0]["text"] for event in events(generate(reply, " 3") + finish(reply))]
     assert "".join(texts) == "1 2 3"
 
 
-def test_progress_of_the_prompt_is_told_when_asked_for_and_when_it_has_changed() -> None:
+def test_progress_of_the_prompt_is_reported_on_request_when_it_has_changed() -> None:
     reply = make_reply(Route.CHAT, {**HELLO, "stream": True, "return_progress": True})
-    half, most = Progress(100, 10, 50, 20.04), Progress(100, 10, 90, 41.0)
-    text = "".join(reply.tell_progress(0, progress) for progress in (half, half, most))
-    role, *told = events(text + finish(reply))
+    request, text = reply.requests[0], ""
+    for n_prefilled in (4, 4, 6):
+        request.n_prefilled = n_prefilled
+        text += reply.next_piece()
+    request.n_prefilled = len(PROMPT)
+    role, *progress = events(text + finish(reply))
     assert role["choices"][0]["delta"]["role"] == "assistant"
-    assert [event["prompt_progress"] for event in told[:-1]] == [
-        {"total": 100, "cache": 10, "processed": 50, "time_ms": 20.0},
-        {"total": 100, "cache": 10, "processed": 90, "time_ms": 41.0},
-    ]
-    assert make_reply(Route.CHAT, {**HELLO, "stream": True}).tell_progress(0, half) == ""
+    reported = [event["prompt_progress"] for event in progress[:-1]]
+    assert [(each["total"], each["cache"], each["processed"]) for each in reported] == [(7, 2, 4), (7, 2, 6)]
+    assert all(each["time_ms"] > 0 for each in reported)
 
 
-def test_timings_come_with_every_text_when_asked_for() -> None:
+def test_progress_is_not_reported_without_request() -> None:
+    reply = make_reply(Route.CHAT, {**HELLO, "stream": True})
+    reply.requests[0].n_prefilled = 4
+    assert "prompt_progress" not in reply.next_piece()
+
+
+def test_timings_come_with_every_text_on_request() -> None:
     reply = make_reply(Route.COMPLETIONS, {"prompt": "1 2", "stream": True, "timings_per_token": True})
-    assert reply.wants_timings
-    first, _ = events(reply.push(0, " 3", (), USAGE) + finish(reply))
-    assert first["timings"]["predicted_n"] == 3
+    first, second, _ = events(generate(reply, " 3") + generate(reply, " 4") + finish(reply))
+    assert [first["timings"]["predicted_n"], second["timings"]["predicted_n"]] == [1, 2]
 
 
 def test_a_failure_in_mid_answer_is_an_error_object_without_done() -> None:
-    streamed = make_reply(Route.CHAT, {**HELLO, "stream": True})
-    streamed.push(0, "Hi")
-    failure = streamed.fail("The model failed.")
+    streamed, whole = make_reply(Route.CHAT, {**HELLO, "stream": True}), make_reply(Route.CHAT, HELLO)
+    for reply in (streamed, whole):
+        generate(reply, "Hi")
+        reply.requests[0].error = "The model failed."
+    end(streamed.requests[0], "error")
+    failure = streamed.next_piece()
     assert json.loads(failure.removeprefix("data: "))["error"]["message"] == "The model failed."
     assert "[DONE]" not in failure
-    assert json.loads(make_reply(Route.CHAT, HELLO).fail("x"))["error"]["type"] == "server_error"
+    assert streamed.is_finished
+    assert json.loads(whole.next_piece())["error"]["type"] == "server_error"
+
+
+def test_a_choice_that_fails_ends_the_whole_answer() -> None:
+    reply = make_reply(Route.CHAT, {**HELLO, "n": 2})
+    end(reply.requests[0])
+    reply.requests[1].error = "The model failed."
+    assert reply.is_finished
+    assert "error" in json.loads(reply.next_piece())
 
 
 def token(piece: bytes, logprob: float = -0.5) -> SampledToken:
@@ -107,60 +162,62 @@ def token(piece: bytes, logprob: float = -0.5) -> SampledToken:
 
 def test_log_probabilities_of_a_chat_have_text_bytes_and_the_likeliest() -> None:
     reply = make_reply(Route.CHAT, {**HELLO, "logprobs": True, "top_logprobs": 2})
-    reply.push(0, "é", [token(b"\xc3"), token(b"\xa9")])
+    generate(reply, "é", [token(b"\xc3"), token(b"\xa9")])
     (choice,) = json.loads(finish(reply))["choices"]
     first, second = choice["logprobs"]["content"]
     assert (first["token"], first["bytes"], first["logprob"]) == ("\ufffd", [0xC3], -0.5)
     assert second["bytes"] == [0xA9]
     assert first["top_logprobs"] == [
         {"token": " the", "logprob": -0.25, "bytes": list(b" the")},
-        {"token": "<|end|>", "logprob": LEAST_LOGPROB, "bytes": list(b"<|end|>")},
+        {"token": "<|end|>", "logprob": MIN_LOGPROB, "bytes": list(b"<|end|>")},
     ]
 
 
 def test_log_probabilities_of_a_completion_are_four_lists() -> None:
     reply = make_reply(Route.COMPLETIONS, {"prompt": "x", "logprobs": 2})
-    reply.push(0, "aé", [token(b"a"), token(b"\xc3"), token(b"\xa9")])
-    reply.push(0, "b", [token(b"b")])
+    generate(reply, "aé", [token(b"a"), token(b"\xc3"), token(b"\xa9")])
+    generate(reply, "b", [token(b"b")])
     (choice,) = json.loads(finish(reply))["choices"]
     logprobs = choice["logprobs"]
     assert logprobs["tokens"] == ["a", "\ufffd", "\ufffd", "b"]
     assert logprobs["token_logprobs"] == [-0.5] * 4
     assert logprobs["text_offset"] == [0, 1, 1, 2]
-    assert logprobs["top_logprobs"][0] == {" the": -0.25, "<|end|>": LEAST_LOGPROB, "a": -0.5}
+    assert logprobs["top_logprobs"][0] == {" the": -0.25, "<|end|>": MIN_LOGPROB, "a": -0.5}
 
 
 def test_streamed_log_probabilities_come_with_their_text() -> None:
     reply = make_reply(Route.COMPLETIONS, {"prompt": "x", "logprobs": 0, "stream": True})
-    text = reply.push(0, "a", [token(b"a")]) + reply.push(0, "b", [token(b"b")]) + finish(reply)
+    text = generate(reply, "a", [token(b"a")]) + generate(reply, "b", [token(b"b")]) + finish(reply)
     first, second, ending = (event["choices"][0] for event in events(text))
     assert [first["logprobs"]["text_offset"], second["logprobs"]["text_offset"]] == [[0], [1]]
     assert ending["logprobs"] is None
 
 
-def test_who_asks_for_no_log_probabilities_gets_null() -> None:
+def test_log_probabilities_are_null_without_request() -> None:
     reply = make_reply(Route.CHAT, HELLO)
-    reply.push(0, "a")
+    generate(reply, "a")
     assert json.loads(finish(reply))["choices"][0]["logprobs"] is None
 
 
-def test_choices_are_told_apart_by_index_and_the_last_to_end_brings_the_timings() -> None:
+def test_streamed_choices_have_an_index_and_only_the_last_event_has_timings() -> None:
     reply = make_reply(Route.CHAT, {**HELLO, "n": 2, "stream": True})
-    text = reply.push(0, "A") + reply.push(1, "B") + reply.end(1, "length") + reply.push(0, "a") + reply.push(1, "")
+    text = generate(reply, "A") + generate(reply, "B", index=1)
+    end(reply.requests[1], "length")
+    text += generate(reply, "a") + reply.next_piece()
     every = events(text + finish(reply))
     choices = [event["choices"][0] for event in every]
-    for index, said in enumerate(["Aa", "B"]):
+    for index, expected in enumerate(["Aa", "B"]):
         mine = [choice for choice in choices if choice["index"] == index]
-        assert "".join(choice["delta"].get("content", "") for choice in mine) == said
+        assert "".join(choice["delta"].get("content", "") for choice in mine) == expected
         assert [choice["finish_reason"] for choice in mine][-1] == ["stop", "length"][index]
     assert ["timings" in event for event in every] == [False] * (len(every) - 1) + [True]
 
 
 def test_whole_choices_are_a_list() -> None:
     reply = make_reply(Route.COMPLETIONS, {"prompt": "x", "n": 2, "echo": True})
-    reply.push(1, "B")
-    reply.push(0, "A")
-    reply.end(1, "length")
+    generate(reply, "B", index=1)
+    generate(reply, "A")
+    end(reply.requests[1], "length")
     answer = json.loads(finish(reply))
     assert [(choice["text"], choice["finish_reason"]) for choice in answer["choices"]] == [
         ("xA", "stop"),
@@ -168,13 +225,22 @@ def test_whole_choices_are_a_list() -> None:
     ]
 
 
-def test_speeds_leave_out_what_was_cached_and_each_choices_first_token() -> None:
-    usage = Usage(100, 60, 12, queue_ms=0.0, prompt_ms=20.0, predicted_ms=100.0, n_choices=2)
-    timings = usage.timings()
+def test_every_choice_has_a_seed_of_its_own() -> None:
+    seeded = make_reply(Route.CHAT, {**HELLO, "n": 3, "seed": 2**32 - 2})
+    assert [request.params.seed for request in seeded.requests] == [2**32 - 2, 0, 1]
+    unseeded = make_reply(Route.CHAT, {**HELLO, "n": 2})
+    assert [request.params.seed for request in unseeded.requests] == [None, None]
+
+
+def test_speeds_leave_out_cached_tokens_and_the_first_token_of_each_choice() -> None:
+    both = [Request([0] * 100, SamplingParams(), n_cached=60, completion=[0] * 6) for _ in range(2)]
+    for request in both:
+        request.admitted_at, request.first_token_at, request.finished_at = 0.0, 0.02, 0.12
+    timings = timings_of(both)
     assert (timings["cache_n"], timings["prompt_n"], timings["prompt_per_second"]) == (60, 40, 2000.0)
     assert timings["predicted_per_second"] == 100.0
 
 
-def test_the_list_of_models_has_the_one_that_is_served() -> None:
-    (model,) = models_body("tiny", 123, {"slots": 8})["data"]  # type: ignore[misc, attr-defined]
-    assert model == {"id": "tiny", "object": "model", "created": 123, "owned_by": "llama.cpp", "meta": {"slots": 8}}
+def test_the_list_of_models_has_the_served_one() -> None:
+    model = {"id": "tiny", "object": "model", "created": 123, "owned_by": "llama.cpp", "meta": {"slots": 8}}
+    assert models_body("tiny", 123, {"slots": 8}) == {"object": "list", "data": [model]}

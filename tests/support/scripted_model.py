@@ -80,13 +80,13 @@ class ScriptedModel:
         chosen = TokenLogprob(self.piece(token), -0.5)
         return SampledToken(chosen, (chosen,) * count)
 
-    def keep(self, slot: int, n_tokens: int) -> None:
+    def trim(self, slot: int, n_tokens: int) -> None:
         del self.cache[slot][n_tokens:]
 
-    def save(self, slot: int) -> list[int]:
+    def save_state(self, slot: int) -> list[int]:
         return list(self.cache[slot])
 
-    def restore(self, slot: int, state: list[int]) -> None:
+    def restore_state(self, slot: int, state: list[int]) -> None:
         self.cache[slot] = list(state)
 
     def _token_after(self, tokens: list[int]) -> int:

@@ -1,0 +1,49 @@
+"""The worker's settings: the `handler:` part of model-config.yaml. Knows nothing of TorchServe and llama.cpp."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+
+class SettingsError(RuntimeError):
+    """model-config.yaml cannot be used; the message names the setting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings and their defaults. model-config.yaml says what each one means."""
+
+    model_name: str = "llamacpp"
+    model_path: str = ""
+    n_ctx: int = 0
+    n_batch: int = 512
+    n_gpu_layers: int = -1
+    n_threads: int = 0
+
+    @classmethod
+    def from_yaml(cls, config: Mapping[str, object] | None) -> Settings:
+        """The settings in `config`, the content of model-config.yaml.
+
+        An empty model_path is replaced by the variable LLAMA2_Q4_MODEL. Raises SettingsError.
+        """
+        given = (config or {}).get("handler") or {}
+        if not isinstance(given, Mapping):
+            raise SettingsError("model-config.yaml: handler must be a list of settings such as 'n_ctx: 4096'.")
+        defaults = {field.name: field.default for field in fields(cls)}
+        for name, value in given.items():
+            if name not in defaults:
+                known = ", ".join(defaults)
+                raise SettingsError(f"model-config.yaml: handler.{name} is unknown; the settings are {known}.")
+            expected = type(defaults[name])
+            if not isinstance(value, expected) or isinstance(value, bool):
+                raise SettingsError(f"model-config.yaml: handler.{name} must be of type {expected.__name__}.")
+            if isinstance(value, int) and value < (-1 if name == "n_gpu_layers" else 0):
+                raise SettingsError(f"model-config.yaml: handler.{name} must not be {value}.")
+        settings = cls(**given)
+        path = settings.model_path or os.environ.get("LLAMA2_Q4_MODEL", "")
+        if not path:
+            raise SettingsError("No model: set handler.model_path in model-config.yaml, or run package_llama.sh.")
+        return replace(settings, model_path=str(Path(path).expanduser()))
