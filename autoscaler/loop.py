@@ -24,7 +24,7 @@ from torchserve_client.archives import dynamic_archive_name
 from torchserve_client.config import ServerConfig, TorchServeError
 from torchserve_client.drain import DrainPolicy, drain
 from torchserve_client.management import ManagementClient
-from torchserve_client.metrics import ARRIVED, Snapshot, scrape
+from torchserve_client.metrics import ARRIVED, MetricsSnapshot, scrape
 from torchserve_client.running_server import find_server
 from torchserve_client.status import ModelStatus
 
@@ -88,7 +88,8 @@ class Autoscaler:
         if model.batching == "dynamic":
             return
         self._report("Registering the model again, with dynamic batching.")
-        self._management.apply(model.settings, dynamic_archive_name(model.archive), DrainPolicy(on_progress=self._report))
+        drain_policy = DrainPolicy(on_progress=self._report)
+        self._management.apply(model.settings, dynamic_archive_name(model.archive), drain_policy)
         text = "Registered the model again, with dynamic batching: only that can have several workers."
         self._log_and_report("waiting", text)
 
@@ -133,7 +134,7 @@ class Autoscaler:
         self._trend, self._waiting, self._observation = Trend(), (), None
         self._report(activity)
 
-    def _observe(self, model: ModelStatus, snapshot: Snapshot) -> Observation:
+    def _observe(self, model: ModelStatus, snapshot: MetricsSnapshot) -> Observation:
         at = time.monotonic()
         arrivals = Arrivals(at, int(snapshot.total(ARRIVED)))
         self._waiting = still_waiting((*self._waiting, arrivals), model.pending_requests)

@@ -1,13 +1,13 @@
-"""The engine without TorchServe beside llama.cpp's own llama-batched-bench, in turn, same file and threads.
+"""Compares the engine, without TorchServe, with llama.cpp's llama-batched-bench.
 
     python -m benchmarks.engine models/SmolLM2-135M-Instruct-Q8_0.gguf --tool path/to/llama-batched-bench
 
-Prints generated tokens per second of both at each number of streams, and the median of the ratios.
+Both use the same model file and the same number of threads, and they take turns. Prints the generated tokens per second
+of both for each number of streams, and the median of the ratios.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
 import statistics
 import subprocess
@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks import argument_parser
 from llama_cpp_worker.engine import Engine, Request
 from llama_cpp_worker.model import Model
 from llama_cpp_worker.sampling_params import SamplingParams
@@ -23,7 +24,7 @@ PROMPT_TOKENS, GENERATED_TOKENS = 128, 64
 
 
 def bench_engine(engine: Engine, streams: int, round_number: int) -> float:
-    """Generated tokens per second while all streams write: from the last first token to the first end."""
+    """Generated tokens per second while all streams decode: from the last first token to the first end."""
     dice = random.Random(round_number)
     requests = [
         Request(
@@ -48,7 +49,10 @@ def bench_engine(engine: Engine, streams: int, round_number: int) -> float:
 def bench_tool(
     tool: Path, model: Path, streams: int, threads: int, prompt: int = PROMPT_TOKENS, generated: int = GENERATED_TOKENS
 ) -> float:
-    """llama-batched-bench's figure for so many tokens of each stream: its last table row, column S_TG."""
+    """Generated tokens per second of llama-batched-bench: column S_TG in the last row of its table.
+
+    prompt, generated: tokens of each stream.
+    """
     sizes = ["-npp", str(prompt), "-ntg", str(generated), "-npl", str(streams)]
     command = [tool, "-m", model, "-c", str(streams * (prompt + generated)), "-t", str(threads), *sizes]
     run = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True)
@@ -57,7 +61,7 @@ def bench_tool(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser("engine", __doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--tool", type=Path, required=True, help="llama-batched-bench of the same llama.cpp")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 16])
@@ -70,10 +74,11 @@ def main() -> int:
         bench_engine(engine, streams, -1)
         ratios = []
         for number in range(arguments.rounds):
-            ours = bench_engine(engine, streams, number)
-            theirs = bench_tool(arguments.tool, arguments.model, streams, arguments.threads)
-            ratios.append(ours / theirs)
-            print(f"{streams:3} streams: engine {ours:6.1f}, llama-batched-bench {theirs:6.1f} tokens/s", flush=True)
+            engine_rate = bench_engine(engine, streams, number)
+            tool_rate = bench_tool(arguments.tool, arguments.model, streams, arguments.threads)
+            ratios.append(engine_rate / tool_rate)
+            rates = f"engine {engine_rate:6.1f}, llama-batched-bench {tool_rate:6.1f} tokens/s"
+            print(f"{streams:3} streams: {rates}", flush=True)
         print(f"{streams:3} streams: engine / llama-batched-bench {statistics.median(ratios):.3f}", flush=True)
         model.close()
     return 0

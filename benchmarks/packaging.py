@@ -1,17 +1,15 @@
-"""package_llama.sh beside llama.cpp's own convert_hf_to_gguf.py and llama-quantize, in turn, on the same snapshot.
+"""Compares package_llama.sh with llama.cpp's convert_hf_to_gguf.py and llama-quantize on the same snapshot.
 
-    python tests/synthetic_llama.py /big/disk/llama-2-7b
+    python -m tests.support.synthetic_llama /big/disk/llama-2-7b
     python -m benchmarks.packaging /big/disk/llama-2-7b --tool path/to/llama-quantize --quantization Q4_0
 
-Prints each step's time and peak memory, the disk taken, both totals and their ratio. What package_llama.sh does besides
-(it checks the new file, removes the f16 one, and packs the archives) counts. Memory is what programs have for
-themselves; files that are mapped come on top while there is room. Everything is made in models/, 18 GB for Llama 2 7B;
-the GGUF stays there.
+Both take turns. Prints the time and the peak memory of each step, the disk space, both totals and their ratio. The time
+of package_llama.sh includes its check of the new file and the packing of the archives. The memory is what a program
+shares with no other one; mapped files are extra. All files are in models/: 18 GB for Llama 2 7B. The GGUF file stays.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import statistics
@@ -25,12 +23,13 @@ from pathlib import Path
 import llama_cpp
 import psutil
 
+from benchmarks import argument_parser
 from package_llama import converter
 from package_llama.paths import MODELS, PROJECT
 from package_llama.weight_types import QUANTIZATIONS
 
 POLL_SECONDS = 0.05
-STEPS = {  # a word of the command line, and the step
+STEPS = {  # part of a command line, and the step
     "convert_hf_to_gguf.py": "convert",
     "package_llama.quantize": "quantize",
     "llama-quantize": "quantize",
@@ -42,7 +41,7 @@ STEPS = {  # a word of the command line, and the step
 
 @dataclass(slots=True)
 class Step:
-    """From when to when processes of a step were seen (seconds), and the most memory that one of them had (bytes)."""
+    """When processes of this step ran (seconds), and the peak memory of one of them (bytes)."""
 
     begin: float
     end: float
@@ -50,8 +49,8 @@ class Step:
     mapped_bytes: int = 0
 
 
-class Watch:
-    """Looks at this program's descendants and at the disk of models/ until it is stopped."""
+class ResourceMonitor:
+    """Polls this program's descendants and the disk space of models/ until stop()."""
 
     def __init__(self) -> None:
         self.steps: dict[str, Step] = {}
@@ -62,7 +61,7 @@ class Watch:
         self._thread.start()
 
     def stop(self) -> float:
-        """Seconds since the beginning."""
+        """Returns the seconds since the beginning."""
         seconds = time.monotonic() - self.began
         self._is_over.set()
         self._thread.join()
@@ -73,32 +72,33 @@ class Watch:
             self.disk_bytes = max(self.disk_bytes, self._free_bytes - shutil.disk_usage(MODELS).free)
             for process in psutil.Process().children(recursive=True):
                 try:
-                    self._look(process)
+                    self._record(process)
                 except psutil.Error:  # it has just ended
                     continue
 
-    def _look(self, process: psutil.Process) -> None:
-        words, now = process.cmdline(), time.monotonic()
-        name = next((name for word, name in STEPS.items() if any(word in Path(each).name for each in words)), None)
+    def _record(self, process: psutil.Process) -> None:
+        command = " ".join(Path(word).name for word in process.cmdline())
+        name = next((name for part, name in STEPS.items() if part in command), None)
         if name is None:
             return
+        now = time.monotonic()
         step = self.steps.setdefault(name, Step(now, now))
         memory = process.memory_info()
-        mapped_bytes = getattr(memory, "shared", 0)  # only Linux tells
+        mapped_bytes = getattr(memory, "shared", 0)  # Linux only
         step.end = now
         step.own_bytes = max(step.own_bytes, memory.rss - mapped_bytes)
         step.mapped_bytes = max(step.mapped_bytes, mapped_bytes)
 
 
 def warm_up(snapshot: Path) -> None:
-    """Reads and writes as much as a run does: a disk may be slower the first time."""
+    """Reads and writes as much as a run does: the first access may be slower."""
     for path in snapshot.glob("*.safetensors"):
         shutil.copyfile(path, MODELS / "bench-packaging-copy")
     (MODELS / "bench-packaging-copy").unlink()
 
 
 def settle(snapshot: Path) -> None:
-    """Waits until all is written, and takes the snapshot out of the system's cache (on Linux)."""
+    """Waits for all writes, and removes the snapshot from the system's cache (on Linux)."""
     os.sync()
     for path in snapshot.iterdir() if hasattr(os, "posix_fadvise") else ():
         with path.open("rb") as file:
@@ -106,28 +106,28 @@ def settle(snapshot: Path) -> None:
 
 
 def measure(name: str, commands: list[list[str]], environment: dict[str, str]) -> float:
-    """Runs the commands one after another, prints what they took, and returns the seconds in all."""
-    watch = Watch()
+    """Runs the commands one after the other, prints their time and memory, and returns the seconds of all."""
+    monitor = ResourceMonitor()
     for command in commands:
         subprocess.run(command, cwd=PROJECT, env={**os.environ, **environment}, stdout=sys.stderr, check=True)
-    seconds = watch.stop()
-    for step_name, step in watch.steps.items():
+    seconds = monitor.stop()
+    for step_name, step in monitor.steps.items():
         print(
-            f"{name:13} {step_name:17} second {step.begin - watch.began:5.1f} to {step.end - watch.began:5.1f}, "
+            f"{name:13} {step_name:17} second {step.begin - monitor.began:5.1f} to {step.end - monitor.began:5.1f}, "
             f"{step.own_bytes / 1e9:4.2f} GB of memory, {step.mapped_bytes / 1e9:5.2f} GB of mapped files"
         )
-    print(f"{name:13} {'in all':17} {seconds:.1f} s, {watch.disk_bytes / 1e9:4.1f} GB of disk", flush=True)
+    print(f"{name:13} {'in all':17} {seconds:.1f} s, {monitor.disk_bytes / 1e9:4.1f} GB of disk", flush=True)
     return seconds
 
 
-def bench_ours(snapshot: Path, quantization: str) -> float:
+def bench_package_llama(snapshot: Path, quantization: str) -> float:
     environment = {"VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     command = ["bash", "package_llama.sh", str(snapshot), "--quantization", quantization]
     return measure("package_llama", [command], environment)
 
 
-def bench_theirs(snapshot: Path, quantization: str, tool: Path) -> float:
-    script = converter.home_of(llama_cpp.__version__) / converter.SCRIPT
+def bench_llama_cpp(snapshot: Path, quantization: str, tool: Path) -> float:
+    script = converter.converter_folder(llama_cpp.__version__) / converter.SCRIPT
     f16, made = (MODELS / f"bench-packaging-{name}.gguf" for name in ("f16", "made"))
     commands = [
         [sys.executable, str(script), str(snapshot), "--outtype", "f16", "--outfile", str(f16.relative_to(PROJECT))],
@@ -141,24 +141,24 @@ def bench_theirs(snapshot: Path, quantization: str, tool: Path) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser("packaging", __doc__)
     parser.add_argument("snapshot", type=Path)
     parser.add_argument("--tool", type=Path, required=True, help="llama-quantize of the same llama.cpp")
     parser.add_argument("--quantization", choices=QUANTIZATIONS, default="Q4_K_M")
-    parser.add_argument("--rounds", type=int, default=2, help="each in the other order")
+    parser.add_argument("--rounds", type=int, default=2, help="each round in the other order")
     given = parser.parse_args()
     MODELS.mkdir(exist_ok=True)
     ratios = []
     warm_up(given.snapshot)
     for number in range(given.rounds):
         seconds = {}
-        for name in ("ours", "theirs") if number % 2 == 0 else ("theirs", "ours"):
+        for name in ("package_llama", "llama.cpp") if number % 2 == 0 else ("llama.cpp", "package_llama"):
             settle(given.snapshot)
-            if name == "ours":
-                seconds[name] = bench_ours(given.snapshot.resolve(), given.quantization)
+            if name == "package_llama":
+                seconds[name] = bench_package_llama(given.snapshot.resolve(), given.quantization)
             else:
-                seconds[name] = bench_theirs(given.snapshot.resolve(), given.quantization, given.tool.resolve())
-        ratios.append(seconds["ours"] / seconds["theirs"])
+                seconds[name] = bench_llama_cpp(given.snapshot.resolve(), given.quantization, given.tool.resolve())
+        ratios.append(seconds["package_llama"] / seconds["llama.cpp"])
         print(f"package_llama / llama.cpp {ratios[-1]:.3f}", flush=True)
     print(f"{given.quantization}, median of {given.rounds}: {statistics.median(ratios):.3f}")
     return 0

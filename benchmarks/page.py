@@ -1,13 +1,14 @@
-"""How soon the chat's page shows what has left the server, in a real browser: `python -m benchmarks.page`.
+"""Measures how soon the chat's page shows the text that has left the server, in a real browser.
 
-A relay between the app and the real TorchServe notes when each text passes, so neither side is asked for its own word;
-the page notes when a text has grown and the frame with it is drawn. All clocks are this machine's.
-Prints milliseconds: the first character after the first token, and the last one after the last.
+    python -m benchmarks.page
+
+A relay between the app and the real TorchServe notes when each text passes. The page notes when a text is longer and
+its frame is drawn. Both use the clock of this machine. Prints milliseconds: the first character after the first token,
+and the last character after the last token.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 import socket
 import statistics
@@ -22,29 +23,31 @@ from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, Page, expect
 
+from benchmarks import argument_parser
 from tests.support.browser import open_page, running_app, running_browser, send
 from tests.support.serving import free_ports, make_home, running_server
 from torchserve_client.config import PROJECT, ServerConfig
-from torchserve_client.management import DEFAULT_SETTINGS, ManagementClient
+from torchserve_client.management import ManagementClient
+from torchserve_client.status import DEFAULT_SETTINGS
 
 QUESTION = "Write a long story about a llama who walks through the mountains."
 QUESTIONS = 3  # in each conversation: the first one also has to draw its page
 TEXT = re.compile(rb'"(?:content|text)": "((?:[^"\\]|\\.)+)"')
-# The page itself waits for the end: a test runner's looking would take the time that is measured.
+# The page itself waits for the end: polling from outside would disturb the measurement.
 WATCH = """number => {
   window.grown = [];
   window.ended = new Promise(resolve => {
-    const look = () => {
+    const record = () => {
       const answer = document.querySelectorAll('[data-testid="stChatMessage"]')[2 * number];
       const texts = [...answer?.querySelectorAll('[data-testid="stMarkdownContainer"]') ?? []];
-      const length = texts.find(text => !text.closest('button'))?.textContent.length ?? 0;  // a label is no answer
+      const length = texts.find(text => !text.closest('button'))?.textContent.length ?? 0;  // not a label
       if (length > (window.grown.at(-1)?.[1] ?? 0)) window.grown.push([Date.now(), length]);
       if (/ended by itself|length limit reached/.test(answer?.textContent ?? '')) {
         observer.disconnect();
         resolve();
       }
     };
-    const observer = new MutationObserver(() => requestAnimationFrame(look));
+    const observer = new MutationObserver(() => requestAnimationFrame(record));
     observer.observe(document.body, {childList: true, subtree: true, characterData: true});
   });
 }"""
@@ -52,7 +55,7 @@ WATCH = """number => {
 
 @dataclass
 class Relay:
-    """Passes bytes on to the server; `passed` are the milliseconds since 1970 at which text came back."""
+    """Forwards bytes to the server and back. passed: when text came back, in milliseconds since 1970."""
 
     target: tuple[str, int]
     passed: list[float] = field(default_factory=list)
@@ -66,10 +69,10 @@ class Relay:
             server = socket.create_connection(self.target)
             for source, sink, is_answer in ((client, server, False), (server, client, True)):
                 sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                threading.Thread(target=self._pass_on, args=(source, sink, is_answer), daemon=True).start()
+                threading.Thread(target=self._forward, args=(source, sink, is_answer), daemon=True).start()
 
-    def _pass_on(self, source: socket.socket, sink: socket.socket, is_answer: bool) -> None:
-        tail = b""  # a text may be cut in two
+    def _forward(self, source: socket.socket, sink: socket.socket, is_answer: bool) -> None:
+        tail = b""  # a text may arrive in two parts
         try:
             while data := source.recv(65536):
                 came_at = 1000 * time.time()
@@ -80,7 +83,7 @@ class Relay:
                 else:
                     tail = data[-200:]
         except OSError:
-            pass  # one side has hung up; so does the other
+            pass  # one side has closed its connection; the other one is closed below
         finally:
             for end in (source, sink):
                 end.close()
@@ -88,7 +91,7 @@ class Relay:
 
 @contextmanager
 def relayed(config: ServerConfig) -> Iterator[tuple[ServerConfig, Relay]]:
-    """The server as the app sees it through a relay."""
+    """A config of the same server behind a relay."""
     parts = urlsplit(config.inference_url)
     relay = Relay((str(parts.hostname), int(parts.port or 80)))
     (port,) = free_ports(1)
@@ -101,14 +104,14 @@ def relayed(config: ServerConfig) -> Iterator[tuple[ServerConfig, Relay]]:
 
 @dataclass(frozen=True, slots=True)
 class Lag:
-    """Milliseconds from the server's side of the relay to the drawn frame."""
+    """Milliseconds from the relay to the drawn frame."""
 
     first: float
     last: float
 
 
 def measure(page: Page, relay: Relay, number: int) -> Lag:
-    """Asks question `number` of a conversation, from 1."""
+    """Sends question `number` of a conversation; the first one is 1."""
     page.evaluate(WATCH, number)
     relay.passed.clear()
     send(page, QUESTION)
@@ -118,7 +121,7 @@ def measure(page: Page, relay: Relay, number: int) -> Lag:
 
 
 def converse(browser: Browser, url: str, relay: Relay, questions: int, max_tokens: int) -> list[Lag]:
-    """A new tab and a conversation of so many questions."""
+    """Opens a tab with a new conversation and sends `questions` questions."""
     page = open_page(browser, f"{url}/?max_tokens={max_tokens}&temperature=0.01")
     expect(page.get_by_text("Proceed to entering your prompt message!")).to_be_visible()
     lags = [measure(page, relay, number) for number in range(1, questions + 1)]
@@ -129,16 +132,16 @@ def converse(browser: Browser, url: str, relay: Relay, questions: int, max_token
 def run(store: Path, rounds: int, max_tokens: int) -> list[Lag]:
     with tempfile.TemporaryDirectory() as folder, running_browser() as browser:
         config = make_home(Path(folder), model_store=store)
-        with running_server(config), relayed(config) as (seen, relay):
+        with running_server(config), relayed(config) as (relayed_config, relay):
             ManagementClient(config).register(DEFAULT_SETTINGS)
-            with running_app("client_app.py", seen, config.home / "client.log") as url:
-                converse(browser, url, relay, questions=1, max_tokens=8)  # imports, caches
+            with running_app("client_app.py", relayed_config, config.home / "client.log") as url:
+                converse(browser, url, relay, questions=1, max_tokens=8)  # warm-up
                 conversations = [converse(browser, url, relay, QUESTIONS, max_tokens) for _ in range(rounds)]
                 return [lag for lags in conversations for lag in lags]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser("page", __doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--max-tokens", type=int, default=500)
     parser.add_argument("--model-store", type=Path, default=PROJECT / "model_store")

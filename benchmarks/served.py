@@ -1,18 +1,17 @@
-"""A model served by TorchServe beside llama.cpp's own llama-batched-bench, in turn, and what its workers take.
+"""Compares a model behind TorchServe with llama.cpp's llama-batched-bench, and measures the memory of its workers.
 
     python -m benchmarks.served models/Llama-2-7b-Q4_0.gguf --tool path/to/llama-batched-bench --streams 4
 
-asks the TorchServe of config.properties (or TS_CONFIG_FILE), which must serve the same GGUF with a batch size of at
-least --streams. Prints generated tokens per second while all streams write, and the median of the ratios; then the
-memory of one worker, and of two, for which the model is registered anew with two workers, and again as it was.
+Sends requests to the TorchServe of config.properties (or TS_CONFIG_FILE). It must serve the same GGUF file with a batch
+size of at least --streams. Prints the generated tokens per second while all streams decode, and the median of the
+ratios. Then prints the memory of one worker and of two workers. For that, the model is registered again twice.
 
-The tool writes as many tokens behind as many others as our streams had when they were measured: a 7B model writes a
-third more slowly behind 500 tokens than behind 128, because attention reads all of them.
+The tool generates as many tokens, with as many tokens in the KV cache, as the served streams on average. A 7B model
+decodes a third slower with 500 tokens in the KV cache than with 128, because attention reads all of them.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import statistics
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks import argument_parser
 from benchmarks.engine import bench_tool
 from benchmarks.workloads import body, question, text
 from experiments.load_test import Target, run_load, torchserve_target
@@ -33,20 +33,20 @@ ANSWER_TOKENS = 128
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """The time in which all streams wrote: from the last first token to the first end."""
+    """The time in which all streams decode: from the last first token to the first end."""
 
     tokens_per_second: float  # of all streams together
-    context: int  # tokens that a stream had in its KV cache at the beginning, on average
-    generated: int  # tokens that a stream wrote, on average
+    context: int  # tokens in the KV cache of a stream at the beginning, on average
+    generated: int  # tokens of a stream, on average
 
 
 def bench_served(target: Target, streams: int, round_number: int) -> Window:
-    """One answer for each stream, all at once.
+    """Sends one request for each stream, all at the same time.
 
-    All ask the same, so that they begin together, as the tool's do: llama.cpp's attention takes as long for all as for
-    the longest, so streams that are 20 tokens apart write 4 % more slowly (Q4_0 of 7B, 2 cores).
+    All prompts are equal, so that the streams begin together like those of the tool. In llama.cpp's attention, all
+    sequences take the time of the longest one. Streams 20 tokens apart decode 4 % slower (Q4_0 of 7B, 2 cores).
 
-    Counts pieces, so it is for models that take longer for a step than a time slice: each piece is a token then.
+    Counts the events of the stream as tokens. Fast models send several tokens in one event; they are refused.
     """
     messages = question(text(PROMPT_TOKENS, round_number))
     bodies = [body(messages, number, ANSWER_TOKENS) for number in range(streams)]
@@ -55,23 +55,23 @@ def bench_served(target: Target, streams: int, round_number: int) -> Window:
     if errors:
         sys.exit(f"A request failed: {errors[0]}")
     if any(len(sample.events) < 0.9 * sample.completion_tokens for sample in samples):
-        sys.exit("Several tokens came in one piece: this model is too fast for this benchmark, use benchmarks.serving.")
+        sys.exit("Several tokens came in one event: this model is too fast for this benchmark. Use benchmarks.serving.")
     begin = max(sample.events[0] for sample in samples)
     end = min(sample.events[-1] for sample in samples)
-    written = sum(begin < moment <= end for sample in samples for moment in sample.events)
-    known = sum(sample.prompt_tokens + sum(moment <= begin for moment in sample.events) for sample in samples)
-    return Window(written / (end - begin), round(known / streams), round(written / streams))
+    generated = sum(begin < moment <= end for sample in samples for moment in sample.events)
+    context = sum(sample.prompt_tokens + sum(moment <= begin for moment in sample.events) for sample in samples)
+    return Window(generated / (end - begin), round(context / streams), round(generated / streams))
 
 
 def print_memory(status: ModelStatus) -> None:
-    """Resident memory of each worker, and of that what it shares with no other process."""
+    """Prints the resident memory of each worker, and the part that no other process shares."""
     for worker in status.workers:
         memory = psutil.Process(worker.pid).memory_full_info()
-        print(f"worker {worker.id}: {memory.rss / 1e9:.2f} GB resident, {memory.uss / 1e9:.2f} GB of it its own")
+        print(f"worker {worker.id}: {memory.rss / 1e9:.2f} GB resident, {memory.uss / 1e9:.2f} GB not shared")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser("served", __doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--tool", type=Path, required=True, help="llama-batched-bench of the same llama.cpp")
     parser.add_argument("--streams", type=int, default=4)
@@ -79,31 +79,31 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     config = ServerConfig.load()
-    manager, target = ManagementClient(config), torchserve_target(config)
-    before = manager.describe()
+    management, target = ManagementClient(config), torchserve_target(config)
+    before = management.describe()
     if before is None:
         sys.exit("The model is not registered: press Register Llama2 in the server app first.")
     ratios = []
     for number in range(arguments.rounds):
-        ours = bench_served(target, arguments.streams, number)
-        theirs = bench_tool(
-            arguments.tool, arguments.model, arguments.streams, arguments.threads, ours.context, ours.generated
+        served = bench_served(target, arguments.streams, number)
+        tool_rate = bench_tool(
+            arguments.tool, arguments.model, arguments.streams, arguments.threads, served.context, served.generated
         )
-        ratios.append(ours.tokens_per_second / theirs)
+        ratios.append(served.tokens_per_second / tool_rate)
         print(
-            f"{arguments.streams} streams, {ours.generated} tokens each behind {ours.context}: "
-            f"served {ours.tokens_per_second:.2f}, llama-batched-bench {theirs:.2f} tokens/s",
+            f"{arguments.streams} streams, {served.generated} tokens each after {served.context}: "
+            f"served {served.tokens_per_second:.2f}, llama-batched-bench {tool_rate:.2f} tokens/s",
             flush=True,
         )
     print(f"{arguments.streams} streams: served / llama-batched-bench {statistics.median(ratios):.3f}", flush=True)
 
     print_memory(before)
     try:
-        manager.apply(dataclasses.replace(before.settings, workers=2))
+        management.apply(dataclasses.replace(before.settings, workers=2))
         run_load(target, [body(question(text(32, number)), number, 4) for number in range(8)], clients=8)
-        print_memory(manager.describe() or before)
+        print_memory(management.describe() or before)
     finally:
-        manager.apply(before.settings)
+        management.apply(before.settings)
     return 0
 
 

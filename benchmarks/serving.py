@@ -1,16 +1,17 @@
-"""Compares OpenAI-compatible servers: every workload on every target in turn, round by round, medians of the ratios.
+"""Compares OpenAI-compatible servers: each workload on each server in turn, in several rounds.
 
     python -m benchmarks.serving --target llama-server=http://127.0.0.1:9090/v1 --rounds 3
 
-asks the TorchServe of config.properties (or TS_CONFIG_FILE), then each --target, which must serve the same GGUF with
-the same threads and context. `--config NAME=FILE` adds another TorchServe, by its config.properties. `--workload`
-chooses from benchmarks/workloads.py, and WT (a conversation of 10 turns) and WL (4 clients write 200 tokens while a
-fifth sends 3,000). Ratios are TorchServe / other.
+Sends the requests to the TorchServe of config.properties (or TS_CONFIG_FILE), then to each --target. All must serve the
+same GGUF file with the same threads and context. `--config NAME=FILE` adds another TorchServe by its config.properties.
+Prints the medians of the ratios TorchServe / other server.
+
+The workloads are those of benchmarks/workloads.py and two more. WT: a conversation of 10 turns. WL: 4 clients receive
+200 tokens each while a fifth client sends a prompt of 3,000 tokens.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import platform
@@ -22,16 +23,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import argument_parser
 from benchmarks.workloads import CLOSED_LOOPS, body, distinct, question, text
 from experiments.load_test import Run, Target, print_summary, run_load, torchserve_target
 from torchserve_client.config import ServerConfig
 
-WRITERS, WRITTEN, LONG_PROMPT = 4, 200, 3000
+DECODING_CLIENTS, GENERATED_TOKENS, LONG_PROMPT_TOKENS = 4, 200, 3000
 TURNS = 10
 
 
 def run_conversation(target: Target, tag: str) -> dict[str, Any]:
-    """WT: the first-token times of a conversation's turns."""
+    """WT: the time to the first token of each turn."""
     messages = question(f"{tag} {text(20, tag)}")[:1]
     first_ms = []
     cached = []
@@ -52,24 +54,24 @@ def run_conversation(target: Target, tag: str) -> dict[str, Any]:
     }
 
 
-def run_long_newcomer(target: Target, tag: str) -> dict[str, Any]:
-    """WL: how long the writers stand still while a long prompt is read, as a multiple of their usual gap."""
-    writers: list[Run] = []
-    go = threading.Event()
-    bodies = [body(question(text(20, tag, number)), number, WRITTEN) for number in range(WRITERS)]
+def run_long_prompt(target: Target, tag: str) -> dict[str, Any]:
+    """WL: the longest gap between two events of a stream during the prefill of a long prompt, and the median gap."""
+    decoding: list[Run] = []
+    has_begun = threading.Event()
+    bodies = [body(question(text(20, tag, number)), number, GENERATED_TOKENS) for number in range(DECODING_CLIENTS)]
     thread = threading.Thread(
-        target=lambda: writers.append(run_load(target, bodies, WRITERS, on_text=go.set)), daemon=True
+        target=lambda: decoding.append(run_load(target, bodies, DECODING_CLIENTS, on_text=has_begun.set)), daemon=True
     )
     thread.start()
-    go.wait(60)
-    newcomer = run_load(target, [body(question(text(LONG_PROMPT, tag, "long")), 0, 16)], clients=1)
+    has_begun.wait(60)
+    long_prompt = run_load(target, [body(question(text(LONG_PROMPT_TOKENS, tag, "long")), 0, 16)], clients=1)
     thread.join()
     gaps = [
         later - earlier
-        for sample in writers[0].samples
+        for sample in decoding[0].samples
         for earlier, later in zip(sample.events, sample.events[1:], strict=False)
     ]
-    errors = [*writers[0].errors, *newcomer.errors]
+    errors = [*decoding[0].errors, *long_prompt.errors]
     if errors or not gaps:
         return {"target": target.name, "errors": len(errors), "error": errors[:1]}
     longest, median = 1000 * max(gaps), 1000 * statistics.median(gaps)
@@ -79,7 +81,7 @@ def run_long_newcomer(target: Target, tag: str) -> dict[str, Any]:
         "longest_gap_ms": round(longest, 1),
         "median_gap_ms": round(median, 1),
         "longest_over_median": round(longest / median, 2),
-        "newcomer_first_token_ms": round(1000 * (newcomer.samples[0].time_to_first_token or 0), 1),
+        "long_prompt_first_token_ms": round(1000 * (long_prompt.samples[0].time_to_first_token or 0), 1),
     }
 
 
@@ -89,7 +91,7 @@ def run_closed_loop(target: Target, tag: str, name: str) -> dict[str, Any]:
 
 
 def run_workload(name: str, target: Target, tag: str) -> dict[str, Any]:
-    special: dict[str, Callable[[Target, str], dict[str, Any]]] = {"WT": run_conversation, "WL": run_long_newcomer}
+    special: dict[str, Callable[[Target, str], dict[str, Any]]] = {"WT": run_conversation, "WL": run_long_prompt}
     if name in special:
         result = special[name](target, tag)
         print(json.dumps(result), flush=True)
@@ -100,7 +102,7 @@ def run_workload(name: str, target: Target, tag: str) -> dict[str, Any]:
 
 
 def compare(name: str, results: list[dict[str, dict[str, Any]]], baseline: str, other: str) -> dict[str, float]:
-    """Median over the rounds of baseline / other for the figures that both have."""
+    """The medians of the ratios baseline / other, over the rounds. Empty for WT and WL, and without answers."""
 
     def ratios(pick: Callable[[dict[str, Any]], float]) -> float:
         return round(statistics.median(pick(each[baseline]) / pick(each[other]) for each in results), 3)
@@ -108,7 +110,7 @@ def compare(name: str, results: list[dict[str, dict[str, Any]]], baseline: str, 
     if name in ("WT", "WL"):
         return {}
     if any(not result[target]["first_token_ms"] for result in results for target in (baseline, other)):
-        return {}  # nothing was answered
+        return {}
     return {
         "tokens_per_second": ratios(lambda result: result["tokens_per_second"]),
         "first_token_p50": ratios(lambda result: result["first_token_ms"]["p50"]),
@@ -118,12 +120,14 @@ def compare(name: str, results: list[dict[str, dict[str, Any]]], baseline: str, 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser("serving", __doc__)
     parser.add_argument("--target", action="append", default=[], metavar="NAME=URL", help="another server, .../v1")
     parser.add_argument("--config", action="append", default=[], metavar="NAME=FILE", help="another TorchServe")
     parser.add_argument("--workload", action="append", help=f"{', '.join(CLOSED_LOOPS)}, WT, WL (default: all)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="of all texts (default: new ones each time)")
+    parser.add_argument(
+        "--seed", type=int, default=int(time.time()), help="of all texts (default: a new one)"
+    )
     parser.add_argument("--json", type=Path, help="file for all figures")
     arguments = parser.parse_args()
     targets = [torchserve_target(ServerConfig.load())]
@@ -133,7 +137,7 @@ def main() -> int:
     names = arguments.workload or [*CLOSED_LOOPS, "WT", "WL"]
 
     report: dict[str, Any] = {"machine": f"{platform.machine()}, {platform.system()}", "workloads": {}}
-    for target in targets:  # a first request pays for what later ones find ready
+    for target in targets:  # the first requests are slower than the later ones
         run_load(target, distinct(2)("warm-up"), clients=2)
     for name in names:
         print(f"\n{name}: {CLOSED_LOOPS[name].about if name in CLOSED_LOOPS else ''}", flush=True)

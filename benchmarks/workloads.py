@@ -1,6 +1,6 @@
-"""The benchmark's workloads: fixed prompts and seeds, fixed lengths (`ignore_eos`), new text in every round.
+"""The workloads of benchmarks.serving: chat requests with fixed seeds and fixed lengths (`ignore_eos`).
 
-Every body is a chat request. `tag` makes a round's text its own, so that no server can have it cached from before.
+`tag` is different in each round, so that no server has a prompt in its cache. Knows no server.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ GENERATED = 64
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """`bodies(tag)` are the requests of a round, sent by `clients` clients in a closed loop."""
+    """bodies(tag): the requests of a round. clients: each sends its next request after its last answer."""
 
     name: str
     about: str
@@ -56,7 +56,7 @@ class Workload:
 
 
 def text(tokens: int, *seed: object) -> str:
-    """About `tokens` tokens of words in random order; a word is about 1.3 tokens."""
+    """Words in random order, about `tokens` tokens. A word has about 1.3 tokens."""
     dice = random.Random(repr(seed))
     return " ".join(dice.choice(WORDS) for _ in range(round(tokens / 1.3)))
 
@@ -70,7 +70,7 @@ def question(content: str) -> list[dict[str, str]]:
 
 
 def distinct(requests: int, max_tokens: int = GENERATED) -> Callable[[str], list[dict[str, Any]]]:
-    """Requests of about 100 prompt tokens that share no text."""
+    """Requests with about 100 prompt tokens. They share no text."""
 
     def bodies(tag: str) -> list[dict[str, Any]]:
         return [body(question(f"{number} {text(85, tag, number)}"), number, max_tokens) for number in range(requests)]
@@ -79,7 +79,7 @@ def distinct(requests: int, max_tokens: int = GENERATED) -> Callable[[str], list
 
 
 def shared_system_prompt(requests: int) -> Callable[[str], list[dict[str, Any]]]:
-    """Distinct questions under one system prompt of about 500 tokens."""
+    """Different questions after one system prompt of about 500 tokens."""
 
     def bodies(tag: str) -> list[dict[str, Any]]:
         system = {"role": "system", "content": text(500, tag)}
@@ -97,9 +97,9 @@ CLOSED_LOOPS = {
         Workload("W1", "1 client, 100 prompt tokens, 64 generated", 1, distinct(6)),
         Workload("W8", "8 clients, the same", 8, distinct(48)),
         Workload("W16", "16 clients, the same", 16, distinct(64)),
-        Workload("WS", "8 clients ask at once under one new 500-token system prompt", 8, shared_system_prompt(8)),
-        Workload("WS4", "the same, each client asks 4 times in turn", 8, shared_system_prompt(32)),
-        Workload("W16x32", "16 clients, 32 generated: as many tokens for each prompt as in W256", 16, distinct(64, 32)),
-        Workload("W256", "256 clients at once, 32 generated", 256, distinct(256, 32)),
+        Workload("WS", "8 clients at the same time, one new system prompt of 500 tokens", 8, shared_system_prompt(8)),
+        Workload("WS4", "the same, 4 requests of each client", 8, shared_system_prompt(32)),
+        Workload("W16x32", "16 clients, 32 generated, as in W256", 16, distinct(64, 32)),
+        Workload("W256", "256 clients at the same time, 32 generated", 256, distinct(256, 32)),
     )
 }

@@ -1,6 +1,6 @@
 """Makes the README's pictures from the running apps: `make screenshots`.
 
-Nothing is staged but the questions: the real TorchServe, the demo model, a real browser.
+Uses the real TorchServe, the demo model and a real browser. Only the questions are chosen.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from tests.support.browser import open_page, running_app, running_browser, send
 from tests.support.serving import make_home, running_server
 from torchserve_client.config import PROJECT
-from torchserve_client.management import DEFAULT_SETTINGS, ManagementClient, ServingSettings
+from torchserve_client.management import ManagementClient
+from torchserve_client.status import DEFAULT_SETTINGS, ServingSettings
 
 PICTURES = Path(__file__).resolve().parent
-PATIENCE = 300_000  # milliseconds
+TIMEOUT_MS = 300_000
 MARGIN = 16  # pixels around a part of a page
 QUESTION = "What is the closest star to Earth?"
 TWO_WORKERS = ServingSettings(batch_size=4, max_batch_delay_ms=50, workers=2)
@@ -29,7 +30,7 @@ def take(page: Page, name: str) -> None:
 
 
 def take_part(page: Page, first: Locator, last: Locator, name: str) -> None:
-    """From the beginning of one element to the end of another, with a margin."""
+    """Takes a picture from the beginning of one element to the end of another, with a margin."""
     top, bottom = first.bounding_box(), last.bounding_box()
     assert top and bottom
     x, y = bottom["x"] - MARGIN, top["y"] - MARGIN
@@ -40,24 +41,24 @@ def take_part(page: Page, first: Locator, last: Locator, name: str) -> None:
 def picture_chat(browser: Browser, url: str) -> None:
     page = open_page(browser, f"{url}/?temperature=0.01&max_tokens=200", height=760)
     send(page, QUESTION)
-    expect(page.get_by_text(re.compile("tokens/s")).first).to_be_visible(timeout=PATIENCE)
-    expect(page.get_by_text("ended by itself").first).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text(re.compile("tokens/s")).first).to_be_visible(timeout=TIMEOUT_MS)
+    expect(page.get_by_text("ended by itself").first).to_be_visible(timeout=TIMEOUT_MS)
     take(page, "Client.png")
 
 
 def picture_parallel_answers(browser: Browser, url: str) -> None:
     page = open_page(browser, f"{url}/?temperature=1&max_tokens=60&answers=4", width=1600, height=1000)
     send(page, "Tell me a story about a lighthouse.")
-    expect(page.get_by_text(re.compile("ended by itself|length limit reached"))).to_have_count(4, timeout=PATIENCE)
+    expect(page.get_by_text(re.compile("ended by itself|length limit reached"))).to_have_count(4, timeout=TIMEOUT_MS)
     take(page, "Parallel.png")
 
 
 def picture_server(browser: Browser, url: str, ready: str, name: str) -> None:
     page = open_page(browser, url)
-    expect(page.get_by_text(ready).first).to_be_visible(timeout=PATIENCE)
-    expect(page.get_by_role("slider", name="Max Batch Delay")).to_be_visible(timeout=PATIENCE)
-    use = page.get_by_test_id("stTable").get_by_text(re.compile(r"^\d+ %$"))  # known from the second look on
-    expect(use.first).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text(ready).first).to_be_visible(timeout=TIMEOUT_MS)
+    expect(page.get_by_role("slider", name="Max Batch Delay")).to_be_visible(timeout=TIMEOUT_MS)
+    use = page.get_by_test_id("stTable").get_by_text(re.compile(r"^\d+ %$"))  # known after the second poll
+    expect(use.first).to_be_visible(timeout=TIMEOUT_MS)
     take(page, name)
 
 
@@ -67,10 +68,10 @@ def picture_experiment(browser: Browser, url: str) -> None:
     requests = page.get_by_label("Requests of each run", exact=True)
     requests.fill("32")
     requests.press("Tab")
-    expect(page.get_by_text("3 runs, 96 requests")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("3 runs, 96 requests")).to_be_visible(timeout=TIMEOUT_MS)
     page.get_by_role("button", name="Start experiment").click()
     chart = page.get_by_test_id("stVegaLiteChart").first
-    expect(chart.locator("canvas, svg").first).to_be_visible(timeout=PATIENCE)
+    expect(chart.locator("canvas, svg").first).to_be_visible(timeout=TIMEOUT_MS)
     title = page.get_by_text("Tokens per second by batch size")
     title.scroll_into_view_if_needed()
     take(page, "Experiments.png")
