@@ -28,7 +28,8 @@ from urllib.parse import urlsplit
 
 from experiments.prompts import PROMPT_SETS, make_bodies
 from torchserve_client.config import ServerConfig, TorchServeError
-from torchserve_client.http import API_PATH_HEADER, MODEL_NAME, Keys
+from torchserve_client.http import API_PATH_HEADER, MODEL_NAME
+from torchserve_client.keys import Keys
 
 TIMEOUT_SECONDS = 1200.0
 STOP_SECONDS = 0.1  # how soon a stop is seen

@@ -1,8 +1,8 @@
-"""The archives that TorchServe can load: which there are, what is in them, and making those of the demo model.
+"""The archives that TorchServe can load: lists them, reads their contents, and makes the archives of the demo model.
 
-An archive for one worker batches continuously. TorchServe 0.12's continuous batching freezes with more workers, so
-package_llama.sh makes a twin for dynamic batching: `name-dynamic.tar.gz` beside `name.tar.gz`. `--version 1.1` makes
-`llamacpp-1.1.tar.gz` and its twin; which version an archive is, its manifest says.
+An archive for one worker uses continuous batching. TorchServe 0.12's continuous batching freezes with more workers, so
+package_llama.sh also makes a twin for dynamic batching: `name-dynamic.tar.gz` beside `name.tar.gz`. `--version 1.1`
+makes `llamacpp-1.1.tar.gz` and its twin; the version is also in the archive's manifest.
 
 Not covered: archives in TorchServe's other format, .mar.
 """
@@ -33,7 +33,7 @@ class PackagingFailed(TorchServeError):
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """What an archive says about itself. model_path: its GGUF, None where the worker's environment names it."""
+    """What an archive contains. model_path: its GGUF file; None if the worker's environment names the file."""
 
     name: str
     version: str
@@ -42,7 +42,7 @@ class Archive:
 
     @property
     def model_bytes(self) -> int | None:
-        """The GGUF's size; None where it is not known or not there."""
+        """The size of the GGUF file; None if there is none."""
         try:
             return self.model_path.stat().st_size if self.model_path else None
         except OSError:
@@ -55,19 +55,19 @@ def dynamic_archive_name(name: str) -> str:
 
 
 def archive_for(workers: int, chosen: str = CONTINUOUS_ARCHIVE, store: Path | None = None) -> str:
-    """`chosen` for one worker and its twin for more; in a `store` without the twin, `chosen` itself."""
+    """`chosen` for one worker, its twin for more workers; `chosen` if the twin is not in `store`."""
     twin = dynamic_archive_name(chosen)
     return chosen if workers == 1 or (store and not (store / twin).is_file()) else twin
 
 
 def list_archives(store: Path) -> list[str]:
-    """What one can choose from, by name: twins are left out, because the number of workers chooses them."""
+    """The archives to choose from, by name. The twins are not among them: the number of workers chooses them."""
     names = sorted(path.name for path in store.glob(f"*{ENDING}"))
     return [name for name in names if name not in map(dynamic_archive_name, names)]
 
 
 def read_archive(path: Path) -> Archive:
-    """Raises TorchServeError for a file that is no archive with a manifest and a model-config.yaml."""
+    """Raises TorchServeError if the file is no archive with a manifest and a model-config.yaml."""
     texts: dict[str, bytes] = {}
     try:
         with tarfile.open(path) as tar:
@@ -86,10 +86,11 @@ def read_archive(path: Path) -> Archive:
 _MANIFEST, _CONFIG = "MANIFEST.json", "model-config.yaml"
 
 
-def package_demo(config: ServerConfig, tell: Callable[[str], None]) -> str:
-    """Runs `package_llama.sh --demo` and puts both archives into the server's model store.
+def package_demo(config: ServerConfig, on_progress: Callable[[str], None]) -> str:
+    """Runs `package_llama.sh --demo` and copies both archives into the server's model store. Returns a sentence.
 
-    `tell` gets what the script prints; fetching the model (93 MB) takes a while the first time. Raises PackagingFailed.
+    on_progress gets every line that the script prints. The first run downloads the model (93 MB). Raises
+    PackagingFailed.
     """
     command = ["bash", str(PROJECT / "package_llama.sh"), "--demo"]
     with tempfile.TemporaryFile("w+") as errors:
@@ -98,7 +99,7 @@ def package_demo(config: ServerConfig, tell: Callable[[str], None]) -> str:
         ) as process:
             assert process.stdout is not None
             for line in process.stdout:
-                tell(line.strip())
+                on_progress(line.strip())
         if process.returncode != 0:
             errors.seek(0)
             reason = errors.read().strip().splitlines()[-1:] or [f"it ended with status {process.returncode}"]

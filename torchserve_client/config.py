@@ -95,7 +95,7 @@ def _port(file: Path, properties: dict[str, str], name: str, default: int) -> in
 
 
 def _local(host: str) -> str:
-    return "127.0.0.1" if host == "0.0.0.0" else host
+    return "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104  # nothing is bound to it here
 
 
 def _url(address: tuple[str, int]) -> str:

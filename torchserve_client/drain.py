@@ -1,9 +1,9 @@
-"""What the model is answering now, and waiting until that is nothing.
+"""Counts the requests in progress, and waits until there are none. Starts, stops and changes nothing.
 
-Whoever takes a worker away must wait: TorchServe 0.12 leaves the requests that an unregistered model or a removed
-worker was answering without an answer and with their connections open, for ever (tried). So it does with one that it
-holds back until max_batch_delay is over, in case another one comes for the same batch: nothing tells of that one. New
-requests are served while one waits, because TorchServe cannot refuse them.
+A worker must be idle before it ends. TorchServe 0.12 never answers the requests of an unregistered model or of a
+removed worker, and leaves their connections open. The same happens to a request that still waits for its batch to fill,
+up to max_batch_delay. Such a request appears in no metric. TorchServe serves new requests during the wait, because it
+cannot refuse them (docs/torchserve-facts.md).
 """
 
 from __future__ import annotations
@@ -13,30 +13,35 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from torchserve_client.config import ServerConfig
-from torchserve_client.metrics import ARRIVED, Snapshot, scrape
+from torchserve_client.metrics import ARRIVED, MetricsSnapshot, scrape
 from torchserve_client.status import ModelStatus, WorkerStatus
 
 DRAIN_SECONDS = 60.0
-LOOK_SECONDS = 0.25
-LETTING = "Letting "  # how a sentence about waiting for requests begins
-IDLE_CPU_SHARE = 0.1  # of one core; a worker that computes takes a whole one
+DRAIN_POLL_SECONDS = 0.25
+IDLE_CPU_SHARE = 0.1  # of one core; a worker that computes takes a whole core
+
+
+def _ignore(sentence: str) -> None:
+    """The default callback."""
 
 
 @dataclass(frozen=True, slots=True)
 class DrainPolicy:
-    """How long to wait for requests in progress. `is_over`: somebody does not want to wait any longer.
+    """How long requests in progress may take to finish. `is_cancelled` becomes True to skip the rest of the wait.
 
-    `tell` gets a sentence whenever there is something new to say.
+    on_progress gets a sentence about every step of a change; on_drain gets a sentence at every poll of the wait, None
+    is on_progress.
     """
 
     seconds: float = DRAIN_SECONDS
     is_cancelled: Callable[[], bool] = lambda: False
-    tell: Callable[[str], None] = lambda sentence: None
+    on_progress: Callable[[str], None] = _ignore
+    on_drain: Callable[[str], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RequestCounts:
-    """Requests that wait in TorchServe's queue, and those that a worker has taken."""
+    """Requests that wait in TorchServe's queue, and requests that a worker has taken."""
 
     waiting: int
     running: int
@@ -46,14 +51,14 @@ class RequestCounts:
         return self.waiting + self.running
 
     @classmethod
-    def of(cls, model: ModelStatus, snapshot: Snapshot) -> RequestCounts:
-        return cls(model.pending_requests, _running(snapshot, model.workers))
+    def of(cls, model: ModelStatus, metrics: MetricsSnapshot) -> RequestCounts:
+        return cls(model.pending_requests, _running(metrics, model.workers))
 
 
-def _running(snapshot: Snapshot, workers: tuple[WorkerStatus, ...]) -> int:
-    """Workers that cannot answer count as idle: what they once reported stays in the metrics."""
+def _running(metrics: MetricsSnapshot, workers: tuple[WorkerStatus, ...]) -> int:
+    """The requests of those workers. A worker that is not ready counts as idle: its last metrics are stale."""
     gauges = ("llamacpp_slots_busy", "llamacpp_requests_waiting")
-    return int(sum(snapshot.gauge(name, worker.id) for worker in workers if worker.is_ready for name in gauges))
+    return int(sum(metrics.gauge(name, worker.id) for worker in workers if worker.is_ready for name in gauges))
 
 
 def drain(
@@ -63,50 +68,46 @@ def drain(
     last: int | None = None,
     version: str | None = None,
 ) -> float | None:
-    """Returns once no request is being answered or waits; None when the patience is over before that.
+    """Waits until no request is in progress. Returns None if the wait was cancelled or took too long.
 
-    last: how many of the last workers have to be quiet; None is all of them and the queue.
-    version: whose requests count, where the model has several; it is not the default one.
-    Returns how many requests had arrived by then since TorchServe's start; if that grows, somebody came later.
+    last: wait only for so many of the last workers; None waits for all workers and for the queue.
+    version: count only requests for this version, which is not the default one.
+    Returns how many requests had arrived since TorchServe's start. If that number grows later, a request came too late.
     """
+    on_drain = drain_policy.on_drain or drain_policy.on_progress
     deadline = time.monotonic() + drain_policy.seconds
-    before: Snapshot | None = None
+    before: MetricsSnapshot | None = None
     arrived_at = time.monotonic()
     while True:
         model, after = describe(), scrape(config)
         if model is None:
             return after.total(ARRIVED, version)
         workers = model.workers if last is None else model.workers[-last:]
-        traffic = RequestCounts(model.pending_requests if last is None else 0, _running(after, workers))
+        counts = RequestCounts(model.pending_requests if last is None else 0, _running(after, workers))
         if before is None or after.total(ARRIVED, version) != before.total(ARRIVED, version):
             arrived_at = time.monotonic()
-        held_back = arrived_at + _company_seconds(model) - time.monotonic()
-        if before and not traffic.requests and held_back < 0 and _is_still(before, after, workers):
+        batch_fill_left = arrived_at + batch_fill_seconds(model) - time.monotonic()
+        if before and not counts.requests and batch_fill_left < 0 and _are_idle(before, after, workers):
             return after.total(ARRIVED, version)
-        left = deadline - time.monotonic()
-        if left < 0 or drain_policy.is_cancelled():
+        seconds_left = deadline - time.monotonic()
+        if seconds_left < 0 or drain_policy.is_cancelled():
             return None
-        if traffic.requests:
-            drain_policy.tell(f"{LETTING}{_counted(traffic.requests)} finish, {left:.0f} s at most")
-        elif held_back > 1:
-            drain_policy.tell(
-                f"{LETTING}the max batch delay pass, in which TorchServe may hold a request: {held_back:.0f} s"
-            )
+        if counts.requests:
+            plural = "" if counts.requests == 1 else "s"
+            on_drain(f"Letting {counts.requests} request{plural} finish, {seconds_left:.0f} s at most")
+        elif batch_fill_left > 1:
+            on_drain(f"Letting the max batch delay pass, in which a batch may still fill: {batch_fill_left:.0f} s")
         before = after
-        time.sleep(LOOK_SECONDS)
+        time.sleep(DRAIN_POLL_SECONDS)
 
 
-def _company_seconds(model: ModelStatus) -> float:
-    """How long TorchServe holds a request back for others to come, out of everybody's sight."""
+def batch_fill_seconds(model: ModelStatus) -> float:
+    """How long a request may wait in TorchServe for its batch to fill, without appearing in any metric."""
     return model.settings.max_batch_delay_ms / 1000 if model.settings.batch_size > 1 else 0.0
 
 
-def _counted(requests: int) -> str:
-    return "1 request" if requests == 1 else f"{requests} requests"
-
-
-def _is_still(before: Snapshot, after: Snapshot, workers: tuple[WorkerStatus, ...]) -> bool:
-    """Whether nothing has been computed in between: a worker reports a request only after its first step."""
+def _are_idle(before: MetricsSnapshot, after: MetricsSnapshot, workers: tuple[WorkerStatus, ...]) -> bool:
+    """Whether the workers computed nothing in between. A worker reports a request only after its first step."""
     ids = {worker.id for worker in workers if worker.is_ready}
     earlier = {process.pid: process.cpu_seconds for process in before.workers}
     allowed = IDLE_CPU_SHARE * (after.at - before.at)

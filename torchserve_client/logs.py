@@ -1,6 +1,6 @@
-"""TorchServe's three log files as records that can be filtered, with every key blacked out. Reads files only.
+"""TorchServe's log files: as records that can be filtered, without any key; and what they say about a failure.
 
-Not covered: rotated files (`ts_log.1.log.gz`), which TorchServe makes of every 20 MB.
+Only reads files. Not covered: rotated files (`ts_log.1.log.gz`); TorchServe rotates a log at 20 MB.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torchserve_client.config import ServerConfig
-from torchserve_client.process import key_file
+from torchserve_client.running_server import key_file
 
 LOG_FILES = {
     "ts_log.log": "TorchServe itself: starts, registrations, trouble",
@@ -21,58 +21,54 @@ LOG_FILES = {
 }
 LEVELS = ("DEBUG", "INFO", "WARN", "ERROR")
 SEARCHED_BYTES = 1_000_000
+TAIL_BYTES = 65_536
 REDACTED = "●●●●●●"
 
 _START = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d")
 _LEVEL = re.compile(r"^\S+ \[(\w+) *\] ")
 _ACCESS_STATUS = re.compile(r'" (\d{3}) \d+$', re.MULTILINE)
-# A worker's exception reaches the log as an ordinary line.
+# A worker's exception is an ordinary line in the log.
 _EXCEPTION = re.compile(r"MODEL_LOG - ((?:\w+\.)*\w*(?:Error|Exception|Parameter|Exit)\b:? .*)")
+_START_FAILURE = re.compile(r"Invalid|not found|Exception|Error|already running")
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """One entry of a log: its first line and those that belong to it, such as a traceback's."""
+class LogRecord:
+    """One entry of a log: its first line, and the lines that belong to it, such as those of a traceback."""
 
     level: str  # one of LEVELS
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Excerpt:
-    """The end of a log file. `skipped_bytes` of it lie before and were not read."""
+class LogExcerpt:
+    """The end of a log file. The file has `skipped_bytes` before it."""
 
-    records: tuple[Record, ...]
+    records: tuple[LogRecord, ...]
     skipped_bytes: int
 
 
-def read_excerpt(file: Path, secrets: Iterable[str], limit: int = SEARCHED_BYTES) -> Excerpt:
-    """The records in the last `limit` bytes, without `secrets`; empty where there is no file."""
-    try:
-        with file.open("rb") as log:
-            skipped = max(0, file.stat().st_size - limit)
-            log.seek(skipped)
-            text = log.read().decode("utf-8", "replace")
-    except FileNotFoundError:
-        return Excerpt((), 0)
+def read_excerpt(file: Path, secrets: Iterable[str], limit: int = SEARCHED_BYTES) -> LogExcerpt:
+    """The records in the last `limit` bytes, without `secrets`; empty if there is no file."""
+    text, skipped = _read_from(file, -limit)
     if skipped:
         text = text.partition("\n")[2]
-    return Excerpt(tuple(split_records(redact(text, secrets))), skipped)
+    return LogExcerpt(tuple(split_records(redact(text, secrets))), skipped)
 
 
-def split_records(text: str) -> list[Record]:
-    """One record for each line that begins with a time, and for what comes before the first of them."""
+def split_records(text: str) -> list[LogRecord]:
+    """One record for each line that begins with a time, and one for the lines before the first time."""
     entries: list[list[str]] = []
     for line in text.splitlines():
         if _START.match(line) or not entries:
             entries.append([line])
         else:
             entries[-1].append(line)
-    return [Record(_level("\n".join(lines)), "\n".join(lines)) for lines in entries]
+    return [LogRecord(_level("\n".join(lines)), "\n".join(lines)) for lines in entries]
 
 
 def _level(entry: str) -> str:
-    """As written; by its status for a request, and ERROR for a worker's exception, which TorchServe logs as INFO."""
+    """As logged. A request's level follows from its status; a worker's exception is an ERROR, logged as INFO."""
     if _EXCEPTION.search(entry):
         return "ERROR"
     if found := _LEVEL.match(entry):
@@ -82,34 +78,59 @@ def _level(entry: str) -> str:
     return "INFO"
 
 
-def select(records: Iterable[Record], least_level: str, text: str) -> list[Record]:
-    """The records of at least that level that contain `text`, whatever its case."""
+def select(records: Iterable[LogRecord], least_level: str, text: str) -> list[LogRecord]:
+    """The records of at least that level that contain `text`, upper or lower case."""
     least, wanted = LEVELS.index(least_level), text.casefold()
     return [each for each in records if LEVELS.index(each.level) >= least and wanted in each.text.casefold()]
 
 
 def redact(text: str, secrets: Iterable[str]) -> str:
-    """`text` without the `secrets`, should one of them ever have come into it (in a URL, for example)."""
+    """`text` without the `secrets`, in case one of them is in it (in a URL, for example)."""
     for secret in secrets:
         text = text.replace(secret, REDACTED)
     return text
 
 
 def current_keys(config: ServerConfig) -> tuple[str, ...]:
-    """All keys in the server's key file; none where it is missing or just being written."""
+    """All keys in the server's key file; none if it is missing or incomplete."""
     try:
         return tuple(entry["key"] for entry in json.loads(key_file(config).read_text()).values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ()
 
 
-def worker_exceptions(config: ServerConfig, offset: int | None = None) -> list[str]:
-    """The exceptions that workers printed, each as one line: from byte `offset` of their log on, else near its end."""
-    file = config.logs / "model_log.log"
+def worker_exceptions(config: ServerConfig, offset: int = -SEARCHED_BYTES) -> list[str]:
+    """The exceptions that workers printed after byte `offset` of their log, each as one line.
+
+    A negative offset counts from the end.
+    """
+    text, _ = _read_from(config.logs / "model_log.log", offset)
+    return [cause.strip().rstrip(".") for cause in _EXCEPTION.findall(text) if "500 - " not in cause]
+
+
+def console_log(config: ServerConfig) -> Path:
+    """The file with the output of the `torchserve` command and of Java."""
+    return config.logs / "console.log"
+
+
+def log_tail(config: ServerConfig, lines: int = 40) -> str:
+    """The last lines of TorchServe's log and of its console output."""
+    texts = [_read_from(file, -TAIL_BYTES)[0] for file in (config.logs / "ts_log.log", console_log(config))]
+    return "\n".join(line for text in texts for line in text.splitlines()[-lines:])
+
+
+def start_failure(config: ServerConfig) -> str:
+    """Why a start failed: TorchServe prints `Invalid configuration: …` and Java an exception."""
+    printed = [line.strip() for line in _read_from(console_log(config), -TAIL_BYTES)[0].splitlines()]
+    return next((line for line in printed if _START_FAILURE.search(line)), f"see {console_log(config)}.")
+
+
+def _read_from(file: Path, offset: int) -> tuple[str, int]:
+    """The text after byte `offset`, and where it begins. A negative offset counts from the end. "" without a file."""
     try:
         with file.open("rb") as log:
-            log.seek(max(0, file.stat().st_size - SEARCHED_BYTES) if offset is None else offset)
-            text = log.read().decode("utf-8", "replace")
+            begin = max(0, file.stat().st_size + offset) if offset < 0 else offset
+            log.seek(begin)
+            return log.read().decode("utf-8", "replace"), begin
     except FileNotFoundError:
-        return []
-    return [cause.strip().rstrip(".") for cause in _EXCEPTION.findall(text) if "500 - " not in cause]
+        return "", 0

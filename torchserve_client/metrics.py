@@ -1,6 +1,7 @@
-"""What TorchServe's metrics address and the system say about a running server, and what two such samples mean.
+"""Reads the metrics of a running TorchServe and of its processes, and computes what two such snapshots mean.
 
-Knows the names of the metrics (the engine's are in llama_cpp_worker/metrics.py) and how Prometheus counts; keeps nothing.
+Knows the names of the metrics (the engine's names are in llama_cpp_worker/metrics.py) and Prometheus' rules. Stores
+nothing.
 
 Not covered: metrics of a GPU, and several models.
 """
@@ -17,14 +18,13 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from torchserve_client.config import ServerConfig
-from torchserve_client.http import Keys, fetch_text
-from torchserve_client.process import WORKER_SCRIPT, find_server
+from torchserve_client.http import METRICS_TIMEOUT_SECONDS, fetch_text
+from torchserve_client.keys import Keys
+from torchserve_client.running_server import WORKER_SCRIPT, find_server
 
-METRICS_SECONDS = 5.0
-
-# TorchServe's own. The first counts a request at its arrival; the second adds a request's wait in TorchServe's queue
-# only when its answer has ended, and the engine's histograms count it at that moment, too (all tried). Prometheus'
-# parser gives every counter the ending `_total`, also where TorchServe leaves it out.
+# TorchServe's own counters. The first one counts a request at its arrival. The second one adds a request's time in
+# TorchServe's queue when its answer has ended (docs/torchserve-facts.md). Prometheus' parser adds the ending `_total`
+# to every counter that lacks it.
 ARRIVED = "ts_inference_requests_total"
 QUEUE_MICROSECONDS = "ts_queue_latency_microseconds_total"
 FIRST_TOKEN = "llamacpp_time_to_first_token_seconds"
@@ -32,9 +32,9 @@ _LABELS = ("WorkerName", "le", "model_version")
 
 
 class Series(NamedTuple):
-    """One line of the metrics; "" where it has none of a worker, `le` (a histogram's upper bound) and model version.
+    """The name and labels of one line of the metrics; "" for a label that it lacks. `le` is a histogram's upper bound.
 
-    TorchServe's version of a request that names none is "default" (tried).
+    A request that names no version counts for the version "default".
     """
 
     name: str
@@ -45,21 +45,21 @@ class Series(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ProcessSample:
-    """A process at one moment. `worker` is the id that TorchServe's describe has, "" for TorchServe itself.
+    """A process at one moment. `worker` is the id in TorchServe's describe, "" for TorchServe itself.
 
-    cpu_seconds: since its start, all threads. memory_bytes: resident, pages of the model's file included.
+    cpu_seconds: since its start, of all threads. memory_bytes: resident, with the pages of the model's file.
     """
 
     worker: str
     pid: int
-    started: float  # seconds since the epoch; with the pid it tells whether this is still the same process
+    started: float  # seconds since the epoch; pid and start identify a process
     cpu_seconds: float
     memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Everything known at `at`, in seconds since the epoch."""
+class MetricsSnapshot:
+    """The metrics and processes at the time `at`, in seconds since the epoch."""
 
     at: float
     series: Mapping[Series, float]
@@ -70,29 +70,29 @@ class Snapshot:
         return tuple(process for process in self.processes if process.worker)
 
     def gauge(self, name: str, worker: str) -> float:
-        """A worker's gauge, 0 before its first report. TorchServe keeps the last one of workers that have ended."""
+        """A worker's gauge, 0 before its first report. TorchServe also has stale gauges, of workers that have ended."""
         return self.series.get(Series(name, worker), 0.0)
 
     def gauge_sum(self, name: str) -> float:
-        """The sum over the workers that live."""
+        """The sum over the running workers."""
         return sum(self.gauge(name, process.worker) for process in self.workers)
 
     def total(self, name: str, version: str | None = None) -> float:
-        """A counter's sum over all workers there ever were; of one of the model's versions, where it is named."""
+        """A counter's sum over all workers since TorchServe's start, ended ones too. None means all versions."""
         return sum(
             value for series, value in self.series.items() if series.name == name and version in (None, series.version)
         )
 
 
-def scrape(config: ServerConfig) -> Snapshot:
-    """One request to TorchServe, with the inference key; raises TorchServeError."""
+def scrape(config: ServerConfig) -> MetricsSnapshot:
+    """Sends one request to TorchServe, with the inference key. Raises TorchServeError."""
     url = f"{config.metrics_url}/metrics"
-    text = Keys(config, "inference").use(lambda key: fetch_text("GET", url, key, METRICS_SECONDS))
-    return Snapshot(time.time(), parse_metrics(text), read_processes(config))
+    text = Keys(config, "inference").use(lambda key: fetch_text("GET", url, key, METRICS_TIMEOUT_SECONDS))
+    return MetricsSnapshot(time.time(), parse_metrics(text), read_processes(config))
 
 
 def parse_metrics(text: str) -> dict[Series, float]:
-    """The engine's metrics, and those of TorchServe's that are named above, from Prometheus' text format."""
+    """Parses Prometheus' text format. Returns the engine's metrics and the two counters above."""
     found: dict[Series, float] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -103,7 +103,7 @@ def parse_metrics(text: str) -> dict[Series, float]:
 
 
 def read_processes(config: ServerConfig) -> tuple[ProcessSample, ...]:
-    """TorchServe and its workers, in the order of their start; empty where none runs. Asks the system only."""
+    """TorchServe and its workers, in the order of their start; empty if none runs. Sends no request."""
     server = find_server(config)
     if server is None:
         return ()
@@ -116,7 +116,7 @@ def read_processes(config: ServerConfig) -> tuple[ProcessSample, ...]:
 
 
 def _sample(process: psutil.Process, is_server: bool) -> ProcessSample | None:
-    """None for what has ended meanwhile, and for children that are no workers."""
+    """None for a process that has ended, and for a child that is no worker."""
     try:
         worker = "" if is_server else _worker_id(process)
         if worker is None:
@@ -129,7 +129,7 @@ def _sample(process: psutil.Process, is_server: bool) -> ProcessSample | None:
 
 
 def _worker_id(process: psutil.Process) -> str | None:
-    """As the handler names itself in its metrics: the end of its socket's name, else its pid."""
+    """The worker's name in the handler's metrics: the end of its socket's name, else its pid."""
     command = process.cmdline()
     if not any(part.endswith(WORKER_SCRIPT) for part in command):
         return None
@@ -138,33 +138,38 @@ def _worker_id(process: psutil.Process) -> str | None:
     return str(process.pid)
 
 
-# What two samples mean. Like Prometheus, a counter that is smaller than before has started again from zero.
+# What two snapshots mean.
 
 
-def increase(before: Snapshot, after: Snapshot, name: str, le: str = "") -> float:
-    """By how much a counter has grown, summed over its workers; each worker's series may have started again."""
-    return sum(
-        value - previous if value >= (previous := before.series.get(series, 0.0)) else value
-        for series, value in after.series.items()
-        if (series.name, series.le) == (name, le)
-    )
+def increase(before: MetricsSnapshot, after: MetricsSnapshot, name: str, le: str = "") -> float:
+    """By how much a counter has grown, summed over its workers.
+
+    A value below its earlier one has started again from zero, as in Prometheus.
+    """
+    grown = 0.0
+    for series, value in after.series.items():
+        if (series.name, series.le) == (name, le):
+            earlier = before.series.get(series, 0.0)
+            grown += value - earlier if value >= earlier else value
+    return grown
 
 
-def rate(before: Snapshot, after: Snapshot, name: str) -> float:
+def rate(before: MetricsSnapshot, after: MetricsSnapshot, name: str) -> float:
     """A counter's growth per second."""
     return increase(before, after, name) / (after.at - before.at)
 
 
-def mean(before: Snapshot, after: Snapshot, histogram: str) -> float | None:
-    """The average of what a histogram observed in between; None if that was nothing."""
+def mean(before: MetricsSnapshot, after: MetricsSnapshot, histogram: str) -> float | None:
+    """The average of a histogram's observations in between; None if there were none."""
     count = increase(before, after, f"{histogram}_count")
     return increase(before, after, f"{histogram}_sum") / count if count else None
 
 
-def percentile(before: Snapshot, after: Snapshot, histogram: str, percent: float) -> float | None:
-    """Where `percent` of the observations in between lie below, linear within a bucket; None if there were none.
+def percentile(before: MetricsSnapshot, after: MetricsSnapshot, histogram: str, percent: float) -> float | None:
+    """The value below which `percent` of the observations in between lie; None if there were none.
 
-    What lies above the last bound counts as that bound, as in Prometheus' histogram_quantile.
+    Interpolates linearly within a bucket. An observation above the last bound counts as that bound. Both are the rules
+    of Prometheus' histogram_quantile.
     """
     name = f"{histogram}_bucket"
     bounds = sorted({series.le for series in after.series if series.name == name}, key=float)
@@ -179,14 +184,8 @@ def percentile(before: Snapshot, after: Snapshot, histogram: str, percent: float
     raise AssertionError("the last bucket of a histogram holds everything")
 
 
-def mean_queue_seconds(before: Snapshot, after: Snapshot) -> float | None:
-    """How long the answers that ended in between had waited in TorchServe's queue, on average."""
-    count = increase(before, after, f"{FIRST_TOKEN}_count")
-    return increase(before, after, QUEUE_MICROSECONDS) / 1e6 / count if count else None
-
-
-def cpu_percent(before: Snapshot, after: Snapshot, process: ProcessSample) -> float | None:
-    """What a process of `after` used in between, in percent of one core; None if it was not there before."""
+def cpu_percent(before: MetricsSnapshot, after: MetricsSnapshot, process: ProcessSample) -> float | None:
+    """The processor time of a process of `after` in between, in percent of one core; None if it is newer."""
     for earlier in before.processes:
         if (earlier.pid, earlier.started) == (process.pid, process.started):
             return 100 * (process.cpu_seconds - earlier.cpu_seconds) / (after.at - before.at)

@@ -1,6 +1,6 @@
-"""How the model is served: the settings one chooses, and what TorchServe's describe says. Asks nobody but the system.
+"""How the model is served: the settings that a person chooses, and what TorchServe says of the model and its workers.
 
-torchserve_client/management.py asks TorchServe. Not covered: several models.
+Sends no request: torchserve_client/server_state.py does. Not covered: several models.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Literal
 import psutil
 
 from llama_cpp_worker.sampling_params import Bounds
-from torchserve_client.http import parse_instant
+from torchserve_client.keys import parse_instant
 
 SERVING_BOUNDS = {
     "batch_size": Bounds(int, 1, 128),
@@ -26,8 +26,8 @@ class ServingSettings:
     """How the model is served.
 
     batch_size: requests that one worker answers together.
-    max_batch_delay_ms: how long a request that finds its worker idle waits for company; 0 is not at all.
-    workers: processes, each with a model of its own.
+    max_batch_delay_ms: how long a request for an idle worker waits for its batch to fill; 0 is not at all.
+    workers: processes; each loads the model.
     """
 
     batch_size: int
@@ -35,7 +35,7 @@ class ServingSettings:
     workers: int
 
     def check(self) -> None:
-        """Raises InvalidParameter (a ValueError) for what SERVING_BOUNDS does not allow."""
+        """Raises InvalidParameter (a ValueError) if a setting is out of SERVING_BOUNDS."""
         for name, bounds in SERVING_BOUNDS.items():
             bounds.check(name, getattr(self, name))
 
@@ -46,13 +46,13 @@ class ServingSettings:
         )
 
 
-# No delay: with continuous batching whoever comes later joins at the next token.
+# No delay: with continuous batching a later request joins the batch at the next token.
 DEFAULT_SETTINGS = ServingSettings(batch_size=8, max_batch_delay_ms=0, workers=1)
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """One of TorchServe's workers. It says READY and, for everything else, UNLOADING; the process tells the rest."""
+    """One of TorchServe's workers. Its status is READY or, in all other cases, UNLOADING. So its process matters."""
 
     id: str
     pid: int  # 0 or less until the process has started
@@ -67,7 +67,7 @@ class WorkerStatus:
 
     @property
     def phase(self) -> Literal["ready", "loading", "restarting"]:
-        """A worker whose process has ended is started again by TorchServe, with growing pauses."""
+        """TorchServe restarts a worker whose process has ended, with growing pauses."""
         if self.is_ready:
             return "ready"
         return "loading" if self.is_alive else "restarting"
@@ -87,7 +87,7 @@ class WorkerStatus:
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """A registered model: settings.workers is the number asked for, `workers` are those that exist."""
+    """A registered version of the model. settings.workers is the wanted number; `workers` are the existing ones."""
 
     name: str
     version: str
@@ -105,12 +105,12 @@ class ModelStatus:
 
     @property
     def is_ready(self) -> bool:
-        """Whether every worker that was asked for can answer."""
+        """Whether every wanted worker can answer."""
         return 0 < self.settings.workers == self.ready_workers == len(self.workers)
 
     @property
     def phase(self) -> Literal["ready", "loading", "failed"]:
-        """ "ready" if some worker can answer, "failed" if none has a process that could become ready."""
+        """ "ready" if any worker can answer, "failed" if no worker has a process that could become ready."""
         if self.ready_workers:
             return "ready"
         return "loading" if any(worker.is_alive for worker in self.workers) else "failed"

@@ -16,9 +16,10 @@ from tests.support.serving import make_home, running_server, wait_until
 from tests.support.wire import Stream, chat_body, post
 from torchserve_client.config import ServerConfig
 from torchserve_client.drain import DrainPolicy, RequestCounts
-from torchserve_client.management import ChangeFailed, ManagementClient, ModelStatus, ServingSettings
+from torchserve_client.management import ChangeFailed, ManagementClient
 from torchserve_client.metrics import ARRIVED, scrape
-from torchserve_client.process import find_server
+from torchserve_client.running_server import find_server
+from torchserve_client.status import ModelStatus, ServingSettings
 
 ONE = ServingSettings(batch_size=2, max_batch_delay_ms=0, workers=1)
 TWO = ServingSettings(batch_size=1, max_batch_delay_ms=0, workers=2)
@@ -67,7 +68,7 @@ def test_apply_lets_running_and_waiting_requests_finish(
     streams = ask(busy_server, tokens=60, times=3)  # two slots: one request waits
     told: list[str] = []
 
-    management.apply(replace(ONE, batch_size=3), drain_policy=DrainPolicy(tell=told.append))
+    management.apply(replace(ONE, batch_size=3), drain_policy=DrainPolicy(on_progress=told.append))
 
     assert [(stream.finish().is_done, stream.failure) for stream in streams] == [(True, None)] * 3
     assert described(management).settings.batch_size == 3
@@ -88,7 +89,7 @@ def test_new_requests_are_served_while_others_finish(busy_server: ServerConfig, 
     ask(busy_server, tokens=200, times=1)
     is_letting = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        drain_policy = DrainPolicy(tell=lambda sentence: is_letting.set())
+        drain_policy = DrainPolicy(on_progress=lambda sentence: is_letting.set())
         change = pool.submit(management.apply, replace(ONE, batch_size=3), drain_policy=drain_policy)
         assert is_letting.wait(60)
 
@@ -107,7 +108,7 @@ def test_whoever_is_not_waited_for_is_cut_and_not_left_hanging(
         if sentence.startswith("Letting"):
             hurry.set()
 
-    management.apply(replace(ONE, batch_size=3), drain_policy=DrainPolicy(is_cancelled=hurry.is_set, tell=tell))
+    management.apply(replace(ONE, batch_size=3), drain_policy=DrainPolicy(is_cancelled=hurry.is_set, on_progress=tell))
 
     assert [stream.finish().is_done for stream in streams] == [False] * 3
     assert all(stream.failure for stream in streams)

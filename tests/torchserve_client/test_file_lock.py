@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from torchserve_client.config import PROJECT
-from torchserve_client.file_lock import Locked, held, is_held
+from torchserve_client.file_lock import Locked, file_lock, is_locked
 
 HOLDER = """
 import sys
 from pathlib import Path
-from torchserve_client.file_lock import held
-with held(Path(sys.argv[1]), 0):
+from torchserve_client.file_lock import file_lock
+with file_lock(Path(sys.argv[1]), 0):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -29,11 +29,11 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_lock_is_held_as_long_as_the_block_lasts(file: Path) -> None:
-    with held(file, 0):
-        assert is_held(file)
-        with pytest.raises(Locked), held(file, 0):
+    with file_lock(file, 0):
+        assert is_locked(file)
+        with pytest.raises(Locked), file_lock(file, 0):
             pass
-    assert not is_held(file)
+    assert not is_locked(file)
 
 
 def test_lock_of_a_killed_program_is_free(file: Path) -> None:
@@ -43,18 +43,18 @@ def test_lock_of_a_killed_program_is_free(file: Path) -> None:
     assert holder.stdin and holder.stdout
     with holder:
         assert holder.stdout.readline() == b"held\n"
-        assert is_held(file)
+        assert is_locked(file)
         holder.kill()
         holder.wait()
-        with held(file, 30):
-            assert is_held(file)
+        with file_lock(file, 30):
+            assert is_locked(file)
 
 
 def test_error_inside_the_block_frees_the_lock_and_stays_itself(file: Path) -> None:
-    with pytest.raises(TimeoutError), held(file, 0):
+    with pytest.raises(TimeoutError), file_lock(file, 0):
         raise TimeoutError
-    assert not is_held(file)
+    assert not is_locked(file)
 
 
 def test_file_that_is_not_there_is_not_held(tmp_path: Path) -> None:
-    assert not is_held(tmp_path / "none")
+    assert not is_locked(tmp_path / "none")

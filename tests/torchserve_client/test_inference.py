@@ -15,7 +15,8 @@ import pytest
 from llama_cpp_worker.sampling_params import SamplingParams
 from tests.support.serving import free_ports, make_home, wait_until
 from torchserve_client.http import RequestRefused, ServerUnreachable
-from torchserve_client.inference import InferenceClient, Piece, StreamCut
+from torchserve_client.inference import InferenceClient
+from torchserve_client.streaming import StreamCut, StreamEvent
 
 PARAMS = SamplingParams(max_tokens=5, seed=1, stop=("END",))
 DONE = b"data: [DONE]\n\n"
@@ -133,9 +134,9 @@ def test_last_pieces_carry_reason_usage_and_timings(server: ScriptedServer, clie
     pieces = list(client.chat([{"role": "user", "content": "q"}], PARAMS))
 
     assert pieces == [
-        Piece(),
-        Piece("hi", "length"),
-        Piece(usage={"completion_tokens": 1}, timings={"queue_ms": 2}),
+        StreamEvent(),
+        StreamEvent("hi", "length"),
+        StreamEvent(usage={"completion_tokens": 1}, timings={"queue_ms": 2}),
     ]
 
 
@@ -154,7 +155,7 @@ def test_last_pieces_carry_reason_usage_and_timings(server: ScriptedServer, clie
 def test_request_has_question_parameters_and_asks_for_usage(
     server: ScriptedServer,
     client: InferenceClient,
-    ask: Callable[[InferenceClient], Iterator[Piece]],
+    ask: Callable[[InferenceClient], Iterator[StreamEvent]],
     path: str,
     question: dict,
 ) -> None:
@@ -176,9 +177,9 @@ def test_progress_of_the_prompt_and_running_counts_come_when_asked_for(
         DONE,
     ]
 
-    pieces = list(client.chat([{"role": "user", "content": "q"}], PARAMS, tells_progress=True))
+    pieces = list(client.chat([{"role": "user", "content": "q"}], PARAMS))
 
-    assert pieces == [Piece(progress=progress), Piece("hi", timings={"predicted_n": 1})]
+    assert pieces == [StreamEvent(progress=progress), StreamEvent("hi", timings={"predicted_n": 1})]
     _, body = server.requests[0]
     assert (body["return_progress"], body["timings_per_token"]) == (True, True)
 
@@ -314,7 +315,7 @@ def test_close_from_another_thread_ends_a_blocked_read(
     gate = threading.Event()
     server.script = [*before, gate.wait, *[word("more")] * 10_000, DONE]
     answer = client.complete("q", PARAMS)
-    pieces: list[Piece] = []
+    pieces: list[StreamEvent] = []
     reader = threading.Thread(target=lambda: pieces.extend(answer))
     reader.start()
     wait_until(lambda: server.requests and len(pieces) == len(before), what="the reader is blocked")

@@ -11,7 +11,7 @@ from tests.support.serving import make_home
 from torchserve_client.logs import (
     LEVELS,
     REDACTED,
-    Record,
+    LogRecord,
     current_keys,
     read_excerpt,
     redact,
@@ -19,7 +19,7 @@ from torchserve_client.logs import (
     split_records,
     worker_exceptions,
 )
-from torchserve_client.process import key_file
+from torchserve_client.running_server import key_file
 
 STARTED = "2026-11-22T16:11:14,077 [INFO ] main org.pytorch.serve.ModelServer - Initialize Inference server"
 TRACEBACK = "2026-11-22T16:11:15,001 [ERROR] main org.pytorch.serve - it failed\njava.lang.Oops: no\n\tat somewhere"
@@ -39,7 +39,7 @@ WORKER = "2026-11-22T16:11:16,000 [INFO ] W-9000-stdout MODEL_LOG - "
     ],
 )
 def test_level_of_an_entry(entry: str, level: str) -> None:
-    assert split_records(entry) == [Record(level, entry)]
+    assert split_records(entry) == [LogRecord(level, entry)]
 
 
 def test_lines_without_a_time_belong_to_the_entry_before() -> None:

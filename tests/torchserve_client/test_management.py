@@ -22,12 +22,14 @@ from tests.support.serving import make_home, running_server, wait_until, write_e
 from torchserve_client import http
 from torchserve_client.config import ServerConfig
 from torchserve_client.drain import DrainPolicy
-from torchserve_client.http import Keys, RequestRefused, fetch
+from torchserve_client.http import RequestRefused, fetch
 from torchserve_client.inference import InferenceClient
+from torchserve_client.keys import Keys
 from torchserve_client.logs import worker_exceptions
-from torchserve_client.management import ChangeFailed, ManagementClient, ModelStatus, ServingSettings
+from torchserve_client.management import ChangeFailed, ManagementClient
 from torchserve_client.metrics import ARRIVED, scrape
-from torchserve_client.process import find_server, key_file
+from torchserve_client.running_server import find_server, key_file
+from torchserve_client.status import ModelStatus, ServingSettings
 
 ONE = ServingSettings(batch_size=4, max_batch_delay_ms=0, workers=1)
 TWO = replace(ONE, workers=2)
@@ -114,7 +116,7 @@ def test_request_that_is_held_back_for_company_is_answered_before_the_model_goes
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(answer_of, server)
         wait_until(lambda: scrape(server).total(ARRIVED) > before, what="its arrival")
-        management.unregister(DrainPolicy(tell=told.append))
+        management.unregister(DrainPolicy(on_progress=told.append))
 
         assert answer.result(60) == "hello"
     assert any("max batch delay" in sentence for sentence in told)

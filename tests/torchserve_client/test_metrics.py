@@ -14,7 +14,7 @@ from torchserve_client.metrics import (
     FIRST_TOKEN,
     ProcessSample,
     Series,
-    Snapshot,
+    MetricsSnapshot,
     cpu_percent,
     increase,
     mean,
@@ -44,13 +44,13 @@ llamacpp_time_to_first_token_seconds_bucket{ModelName="llamacpp",WorkerName="900
 llamacpp_time_to_first_token_seconds_count{ModelName="llamacpp",WorkerName="9000",Hostname="vm",} 10.0
 llamacpp_time_to_first_token_seconds_sum{ModelName="llamacpp",WorkerName="9000",Hostname="vm",} 4.0
 """
-NOTHING = Snapshot(100.0, {})
-TEN_SECONDS_LATER = Snapshot(110.0, parse_metrics(TEXT))
+NOTHING = MetricsSnapshot(100.0, {})
+TEN_SECONDS_LATER = MetricsSnapshot(110.0, parse_metrics(TEXT))
 
 
-def counted(at: float, **workers: float) -> Snapshot:
+def counted(at: float, **workers: float) -> MetricsSnapshot:
     """A snapshot in which only tokens were counted, by workers of these names."""
-    return Snapshot(at, {Series(TOKENS, worker): value for worker, value in workers.items()})
+    return MetricsSnapshot(at, {Series(TOKENS, worker): value for worker, value in workers.items()})
 
 
 def test_every_line_is_read_and_other_peoples_metrics_are_not() -> None:
@@ -111,13 +111,13 @@ def process(worker: str, pid: int = 1, started: float = 0.0, cpu_seconds: float 
 
 def test_a_gauge_of_a_worker_that_has_ended_does_not_count() -> None:
     """TorchServe goes on telling its last value (tried)."""
-    alive = Snapshot(110.0, TEN_SECONDS_LATER.series, (process(""), process("9000")))
+    alive = MetricsSnapshot(110.0, TEN_SECONDS_LATER.series, (process(""), process("9000")))
     assert alive.gauge_sum("llamacpp_slots_busy") == 4
 
 
 def test_cpu_is_told_of_the_same_process_only() -> None:
-    before = Snapshot(0, {}, (process("9000", pid=7, started=1.0, cpu_seconds=10),))
-    after = Snapshot(4, {})
+    before = MetricsSnapshot(0, {}, (process("9000", pid=7, started=1.0, cpu_seconds=10),))
+    after = MetricsSnapshot(4, {})
     assert cpu_percent(before, after, process("9000", pid=7, started=1.0, cpu_seconds=16)) == 150
     assert cpu_percent(before, after, process("9000", pid=7, started=3.0, cpu_seconds=1)) is None
 
@@ -126,7 +126,7 @@ def test_a_real_servers_tokens_and_processes_are_the_true_ones(server: ServerCon
     before = scrape(server)
     usage = post(server, chat_body("Count to ten.", max_tokens=20, ignore_eos=True), CHAT_PATH).json()["usage"]
 
-    def after_all_lines() -> Snapshot | None:  # TorchServe reads the worker's lines one after the other
+    def after_all_lines() -> MetricsSnapshot | None:  # TorchServe reads the worker's lines one after the other
         now = scrape(server)
         is_all = increase(before, now, f"{FIRST_TOKEN}_count") == 1 and increase(before, now, TOKENS) >= 20
         return now if is_all else None

@@ -17,8 +17,10 @@ from tests.support.serving import free_ports, make_home, running_server, start_b
 from torchserve_client import process as torchserve_process
 from torchserve_client.config import ServerConfig, TorchServeError
 from torchserve_client.java import find_java
-from torchserve_client.management import DEFAULT_SETTINGS, ManagementClient
-from torchserve_client.process import StartFailed, find_server, is_listening, key_file
+from torchserve_client.management import ManagementClient
+from torchserve_client.process import StartFailed
+from torchserve_client.running_server import find_server, is_listening, key_file
+from torchserve_client.status import DEFAULT_SETTINGS
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,9 @@ from torchserve_client.config import ServerConfig, TorchServeError
 from torchserve_client.drain import DrainPolicy
 from torchserve_client.http import RequestRefused, fetch
 from torchserve_client.inference import InferenceClient
-from torchserve_client.management import ArchiveMissing, ChangeFailed, ManagementClient, ServingSettings
+from torchserve_client.management import ArchiveMissing, ChangeFailed, ManagementClient
 from torchserve_client.metrics import ARRIVED, scrape
+from torchserve_client.status import ServingSettings
 
 ONE = ServingSettings(batch_size=4, max_batch_delay_ms=10, workers=1)
 TWO = replace(ONE, workers=2)
@@ -207,7 +208,7 @@ def test_without_memory_for_both_the_old_version_goes_first(
     monkeypatch.setattr("server.management.ROOM_FACTOR", 10**9)
     told: list[str] = []
 
-    management.make_default(NEW, DrainPolicy(tell=told.append))
+    management.make_default(NEW, DrainPolicy(on_progress=told.append))
 
     assert told[:2] == ["Ending the workers", f"Loading {NEW} with {ONE}"]
     assert registered(management) == [("1.1", NEW, True)]

@@ -1,0 +1,90 @@
+"""What the model says about itself. Queries it once for every load, because a worker answers it like any other request.
+
+Knows nothing of Streamlit. Does not know whether a model is registered: torchserve_client/server_state.py.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from torchserve_client.config import ServerConfig, TorchServeError
+from torchserve_client.http import DESCRIPTION_TIMEOUT_SECONDS, MODEL_NAME, fetch
+from torchserve_client.keys import Keys
+from torchserve_client.status import ModelStatus
+
+RETRY_DESCRIPTION_SECONDS = 10.0  # after a query without an answer
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """The `meta` object of an answer of `/v1/models`, of our worker or of llama-server; empty if there is none."""
+
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_models(cls, models: Any) -> ModelDescription:
+        """Out of the whole answer of `/v1/models`, whatever its shape."""
+        entries = models.get("data") if isinstance(models, dict) else None
+        first = entries[0] if isinstance(entries, list) and entries else None
+        meta = first.get("meta") if isinstance(first, dict) else None
+        return cls(meta if isinstance(meta, dict) else {})
+
+    @property
+    def context_window(self) -> int | None:
+        """Tokens of prompt and answer together; None if the model does not say."""
+        sizes = (self.meta.get(name) for name in ("context_window", "n_ctx"))
+        return next((size for size in sizes if isinstance(size, int)), None)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """False if the model has none. Our worker then sends a conversation as `Question: … Answer:`."""
+        return self.meta.get("chat_template") != "raw"
+
+
+class ModelDescriptions:
+    """The descriptions of one server's model. Threads may share one; it queries in a thread of its own.
+
+    descriptions = ModelDescriptions(config)
+    model = StatusClient(config).state().model
+    description = descriptions.of(model) if model else None  # None until the model has answered: call it again
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._keys = Keys(config, "inference")
+        self._lock = threading.Lock()
+        self._load: tuple[str, int] | None = None  # the load that was queried last: a version and a worker's process
+        self._queried_at = 0.0
+        self._is_querying = False
+        self._description: ModelDescription | None = None
+
+    def of(self, model: ModelStatus) -> ModelDescription | None:
+        """The description of this load of the model; None until there is one. Returns at once."""
+        worker = next((worker for worker in model.workers if worker.is_ready), None)
+        if worker is None:
+            return None
+        load = (model.version, worker.pid)
+        with self._lock:
+            is_retry_due = time.monotonic() - self._queried_at > RETRY_DESCRIPTION_SECONDS
+            is_missing = self._description is None and not self._is_querying and is_retry_due
+            if load != self._load or is_missing:
+                self._load, self._description = load, None
+                self._queried_at, self._is_querying = time.monotonic(), True
+                threading.Thread(target=self._query, args=(load,), daemon=True).start()
+            return self._description
+
+    def _query(self, load: tuple[str, int]) -> None:
+        url = f"{self._config.inference_url}/predictions/{MODEL_NAME}/{load[0]}/v1/models"
+        description = None
+        try:
+            models = self._keys.use(lambda key: fetch("GET", url, key, DESCRIPTION_TIMEOUT_SECONDS))
+            description = ModelDescription.from_models(models)
+        except TorchServeError:
+            pass  # the model has gone, or all its workers are busy: of() tries again later
+        finally:
+            with self._lock:
+                if load == self._load:
+                    self._description, self._is_querying = description, False

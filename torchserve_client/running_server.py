@@ -1,0 +1,125 @@
+"""Finds the running TorchServe and its processes, files and ports. Starts and stops nothing, and sends no request.
+
+TorchServe is found by what it is: a ModelServer process that uses this config.properties. So it makes no difference
+which program or person started it.
+
+Not covered: processes of other users.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from torchserve_client.config import ServerConfig
+
+START_SECONDS = 60.0  # from the launch until every port answers
+PORT_PROBE_SECONDS = 0.5
+SOCKET_PATH_LIMIT = 100  # bytes of <temp dir>/.ts.sock.9000; the system allows 103 on macOS, 107 on Linux
+
+MODEL_SERVER = "org.pytorch.serve.ModelServer"
+WORKER_SCRIPT = "model_service_worker.py"
+
+
+def runtime_dir(config: ServerConfig) -> Path:
+    """The server's own temporary folder: pid file, worker sockets, unpacked archives.
+
+    Its path is short, because a worker's socket is in it. Its name depends on the home, so two servers never share it.
+    """
+    name = f"torchserve-{os.getuid()}-{hashlib.sha256(os.fsencode(config.home)).hexdigest()[:10]}"
+    folder = Path(tempfile.gettempdir()).resolve() / name
+    if len(os.fsencode(folder / ".ts.sock.9000")) > SOCKET_PATH_LIMIT:
+        folder = Path("/tmp").resolve() / name  # noqa: S108  # only its owner can open the folder
+    return folder
+
+
+def find_server(config: ServerConfig) -> psutil.Process | None:
+    """The Java process that serves this config; None if there is none."""
+    by_pid_file = _process_in_pid_file(config)
+    if by_pid_file and _serves(by_pid_file, config):
+        return by_pid_file
+    return next((process for process in psutil.process_iter() if _serves(process, config)), None)
+
+
+def _process_in_pid_file(config: ServerConfig) -> psutil.Process | None:
+    try:
+        return psutil.Process(int((runtime_dir(config) / ".model_server.pid").read_text()))
+    except (OSError, ValueError, psutil.Error):
+        return None
+
+
+def _serves(process: psutil.Process, config: ServerConfig) -> bool:
+    try:
+        command = process.cmdline()
+        if MODEL_SERVER not in command or process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        # Without -f, TorchServe uses the config.properties of its working directory.
+        file = command[command.index("-f") + 1] if "-f" in command else "config.properties"
+        return (Path(process.cwd()) / file).resolve() == config.path
+    except (psutil.Error, OSError):
+        return False
+
+
+def age_seconds(process: psutil.Process) -> float:
+    """The time since the process was started; 0 for a process that has just ended."""
+    try:
+        return max(0.0, time.time() - process.create_time())
+    except psutil.Error:
+        return 0.0
+
+
+def key_file(config: ServerConfig) -> Path:
+    """TorchServe writes it into its working directory, which is not its home if a person started it elsewhere."""
+    file = config.home / "key_file.json"
+    server = None if file.exists() else find_server(config)
+    try:
+        return Path(server.cwd()) / file.name if server else file
+    except (psutil.Error, OSError):
+        return file
+
+
+def worker_processes(config: ServerConfig, server: psutil.Process | None) -> list[psutil.Process]:
+    """The children of `server`, and the workers that a killed server left behind."""
+    children: list[psutil.Process] = []
+    if server:
+        try:
+            children = server.children(recursive=True)
+        except psutil.Error:
+            children = []
+    folder = runtime_dir(config)
+    for process in psutil.process_iter():
+        try:
+            is_worker = any(part.endswith(WORKER_SCRIPT) for part in process.cmdline())
+            if is_worker and Path(process.cwd()).is_relative_to(folder):  # a worker's cwd is its unpacked archive
+                children.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return list(set(children))
+
+
+def is_listening(host: str, port: int) -> bool:
+    """Whether a program accepts connections there."""
+    try:
+        with socket.create_connection((host, port), PORT_PROBE_SECONDS) as probe:
+            # Linux can connect a socket to itself if no program listens and the socket's own port is the same one.
+            return bool(probe.getsockname() != probe.getpeername())
+    except OSError:
+        return False
+
+
+def port_owner(port: int) -> psutil.Process | None:
+    """The process that listens there; None if it belongs to another user."""
+    for process in psutil.process_iter():  # one by one: the system-wide query needs root on macOS
+        try:
+            connections = process.net_connections(kind="tcp")
+        except (psutil.Error, OSError):
+            continue
+        if any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in connections):
+            return process
+    return None
