@@ -1,20 +1,65 @@
-"""Servers that many tests share: TorchServe with the real demo model, on free ports, in a home of its own."""
+"""Markers that say what each test needs, and two servers that many tests share.
+
+The servers are TorchServe with the packaged demo model, on free ports, each with a home of its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import CodeType
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
 from tests.support.serving import make_home, running_server
 from torchserve_client.config import PROJECT, ServerConfig
-from torchserve_client.management import ManagementClient, ServingSettings
+from torchserve_client.management import ManagementClient
+from torchserve_client.status import ServingSettings
 
 settings.register_profile("any machine", deadline=None)  # an example that a busy machine holds up is no failure
 settings.load_profile("any machine")
+
+# A test gets the marker if the test, one of its fixtures or a function that they call uses one of these names.
+MARKERS = {
+    "server": {"running_server", "start_by_hand", "torchserve_process"},
+    "browser": {"running_browser"},
+    "model": {"demo_store", "DEMO"},
+    "slow": {"convert", "llama_2", "llama_3", "real_project"},
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        names = names_used_by(item)
+        for marker, needs in MARKERS.items():
+            if names & needs:
+                item.add_marker(marker)
+
+
+def names_used_by(item: pytest.Function) -> set[str]:
+    """The test's fixtures, and all names in its code, in theirs and in the functions of `tests` that they call."""
+    fixtures = item._fixtureinfo.name2fixturedefs
+    waiting: list[Callable[..., Any]] = [item.function, *(definitions[-1].func for definitions in fixtures.values())]
+    names, seen = set(fixtures), set()
+    while waiting:
+        function = inspect.unwrap(waiting.pop())
+        if function in seen or not function.__module__.startswith("tests."):
+            continue
+        seen.add(function)
+        used = names_in(function.__code__)
+        names |= used
+        waiting += [value for name in used if inspect.isfunction(value := function.__globals__.get(name))]
+    return names
+
+
+def names_in(code: CodeType) -> set[str]:
+    """The global and attribute names that a function uses, nested functions included."""
+    return set(code.co_names).union(*(names_in(part) for part in code.co_consts if isinstance(part, CodeType)))
 
 
 @pytest.fixture(scope="session")

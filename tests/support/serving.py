@@ -20,7 +20,7 @@ from typing import TypeVar
 from torchserve_client import process as torchserve_process
 from torchserve_client.config import PROJECT, ServerConfig
 from torchserve_client.java import find_java
-from torchserve_client.process import is_listening
+from torchserve_client.running_server import find_server, is_listening
 
 T = TypeVar("T")
 
@@ -65,11 +65,14 @@ def make_home(path: Path, **overrides: object) -> ServerConfig:
 
 @contextlib.contextmanager
 def running_server(config: ServerConfig) -> Iterator[ServerConfig]:
-    """TorchServe, started and stopped as the apps do it."""
+    """TorchServe, started as the apps do it. At the end it is killed: its own shutdown takes four seconds."""
     try:
         torchserve_process.start(config)
         yield config
     finally:
+        if server := find_server(config):
+            server.kill()
+            server.wait(timeout=30)
         torchserve_process.stop(config)
 
 
@@ -110,6 +113,7 @@ def write_echo_archives(config: ServerConfig) -> Path:
             "MAR-INF/MANIFEST.json": json.dumps(_MANIFEST),
             "model-config.yaml": f"continuousBatching: {continuous}\n",
             "echo_handler.py": _ECHO_HANDLER.replace("REFUSE_FILE", str(refuse)),
+            "torch.py": _STUB_TORCH,
         }
         with tarfile.open(config.model_store / name, "w:gz") as archive:
             for path, text in files.items():
@@ -147,6 +151,10 @@ _MANIFEST = {
     },
     "archiverVersion": "0.12.0",
 }
+
+# TorchServe's worker imports torch, which takes seconds, and uses only this class (ts/protocol/otf_message_handler.py).
+# The folder of the unpacked archive comes first on the worker's path.
+_STUB_TORCH = "class Tensor:\n    pass\n"
 
 _ECHO_HANDLER = """
 import json
