@@ -1,6 +1,6 @@
-"""What a load test asks: sets of prompts, in which every request differs from the others.
+"""The prompts of a load test. Every request differs from the others, so that no server can reuse an answer.
 
-So no server can answer one request from another. Knows nothing of servers.
+Knows nothing of servers.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ SHARED_PROMPT_SENTENCES = 20
 
 
 def make_bodies(prompts: str, requests: int, max_tokens: int, tag: str) -> list[dict[str, Any]]:
-    """`requests` chat requests of one of PROMPT_SETS, with answers of exactly `max_tokens` tokens.
+    """So many chat requests with prompts of one of PROMPT_SETS. Each answer has exactly `max_tokens` tokens.
 
-    `tag` begins every prompt: with a new one, nothing of it was computed before.
+    Every prompt begins with `tag`. With a new tag, no prefix of it is in the server's cache.
     """
     shared = [{"role": "system", "content": f"{tag}. Answer from this text: {_story(SHARED_PROMPT_SENTENCES, tag)}"}]
     bodies = []

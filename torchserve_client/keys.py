@@ -36,12 +36,15 @@ class KeySource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FixedKey:
-    """A key that never changes; "" for none."""
+    """A key that never changes; "" is none."""
 
     key: str = ""
 
     def use(self, send: Callable[[str | None], T]) -> T:
         return send(self.key or None)
+
+
+NO_KEY = FixedKey()
 
 
 class Keys:

@@ -30,7 +30,7 @@ def test_summary_of_evenly_spread_latencies_has_their_percentiles() -> None:
     assert run.summary()["latency_ms"] == {"p50": 50.0, "p95": 95.0, "p99": 99.0}
 
 
-def test_percentiles_of_one_request_are_that_request_and_of_none_are_nothing() -> None:
+def test_percentiles_of_one_request_are_its_time_and_of_none_are_empty() -> None:
     assert Run("x", 1.0, [sample(first=0.25)]).summary()["first_token_ms"] == {"p50": 250.0, "p95": 250.0, "p99": 250.0}
     assert Run("x", 1.0, []).summary()["latency_ms"] == {}
 
@@ -50,26 +50,26 @@ def test_time_per_token_leaves_the_first_one_out() -> None:
     assert sample(first=None).time_per_token is None
 
 
-def test_phases_are_the_servers_times_counted_back_from_the_end_and_the_rest_is_the_queue() -> None:
+def test_phases_end_with_the_answer_and_the_rest_is_the_queue() -> None:
     phases = sample(
         sent=1.0, ended=6.0, timings={"queue_ms": 10.0, "prompt_ms": 1500.0, "predicted_ms": 500.0}
     ).phases()
 
-    assert phases == {"queued": (1.0, 4.0), "reading": (4.0, 5.5), "writing": (5.5, 6.0)}
+    assert phases == {"queued": (1.0, 4.0), "prefill": (4.0, 5.5), "decode": (5.5, 6.0)}
 
 
 def test_phases_never_begin_before_the_request() -> None:
     phases = sample(sent=1.0, ended=2.0, timings={"prompt_ms": 5000.0, "predicted_ms": 400.0}).phases()
 
-    assert phases == {"queued": (1.0, 1.0), "reading": (1.0, 1.6), "writing": (1.6, 2.0)}
+    assert phases == {"queued": (1.0, 1.0), "prefill": (1.0, 1.6), "decode": (1.6, 2.0)}
 
 
 @pytest.mark.parametrize(
     "without",
     [sample(), sample(error="cut", timings={"prompt_ms": 1.0, "predicted_ms": 1.0})],
-    ids=["unsaid", "failed"],
+    ids=["no-timings", "failed"],
 )
-def test_request_of_which_nothing_is_known_has_no_phases(without: Sample) -> None:
+def test_failed_request_or_one_without_timings_has_no_phases(without: Sample) -> None:
     assert without.phases() == {}
 
 
@@ -88,7 +88,7 @@ def test_no_two_requests_of_a_run_are_alike(prompts: str) -> None:
     assert all(body["max_tokens"] == 16 and body["ignore_eos"] for body in bodies)
 
 
-def test_shared_prompt_is_the_same_for_every_request_of_a_run() -> None:
+def test_all_requests_of_a_run_share_one_long_prompt() -> None:
     systems = {body["messages"][0]["content"] for body in make_bodies("shared", 5, 16, "run")}
 
     assert len(systems) == 1 and len(systems.pop()) > 1000
@@ -110,7 +110,7 @@ def send_event(handler: BaseHTTPRequestHandler, event: object) -> None:
     handler.wfile.flush()
 
 
-def wait_for_company(seen: Answers) -> Callable[[BaseHTTPRequestHandler], None]:
+def wait_for_three(seen: Answers) -> Callable[[BaseHTTPRequestHandler], None]:
     """Good answers, the first of them when three requests are open."""
 
     def behave(handler: BaseHTTPRequestHandler) -> None:
@@ -182,23 +182,23 @@ def answers() -> Iterator[tuple[Target, Answers]]:
     server.server_close()
 
 
-def test_every_request_is_sent_once_by_as_many_clients_as_asked_for(answers: tuple[Target, Answers]) -> None:
+def test_every_request_is_sent_once_by_that_many_clients(answers: tuple[Target, Answers]) -> None:
     target, seen = answers
-    seen.behave = wait_for_company(seen)
-    told: list[Sample] = []
+    seen.behave = wait_for_three(seen)
+    samples: list[Sample] = []
 
-    run = run_load(target, make_bodies("short", 10, 16, "run"), clients=3, on_sample=told.append)
+    run = run_load(target, make_bodies("short", 10, 16, "run"), clients=3, on_sample=samples.append)
 
     assert sorted(body["seed"] for body in seen.bodies) == list(range(10))
     assert seen.open_at_most == 3
-    assert len(run.samples) == len(told) == 10 and not run.errors
+    assert len(run.samples) == len(samples) == 10 and not run.errors
     assert (run.samples[0].completion_tokens, run.samples[0].text) == (3, "hello")
-    assert list(run.samples[0].phases()) == ["queued", "reading", "writing"]
+    assert list(run.samples[0].phases()) == ["queued", "prefill", "decode"]
 
 
 @pytest.mark.parametrize(
-    "behave, reason",
-    [(refuse, "HTTP 503: no worker"), (cut, "the answer was cut"), (fail_in_the_stream, "out of memory")],
+    ("behave", "reason"),
+    [(refuse, "HTTP 503: no worker"), (cut, "The answer was cut"), (fail_in_the_stream, "out of memory")],
     ids=["refused", "cut", "failed"],
 )
 def test_failure_is_the_samples_error(
@@ -213,12 +213,12 @@ def test_failure_is_the_samples_error(
 
 
 def test_server_that_is_not_there_fails_every_request() -> None:
-    run = run_load(Target("nobody", "http://127.0.0.1:9/v1"), make_bodies("short", 3, 16, "run"), clients=2)
+    run = run_load(Target("missing", "http://127.0.0.1:9/v1"), make_bodies("short", 3, 16, "run"), clients=2)
 
-    assert len(run.errors) == 3 and "refused" in run.errors[0]
+    assert run.errors == ["No server answers at http://127.0.0.1:9/v1: start it, or correct the address."] * 3
 
 
-def test_stop_hangs_up_and_leaves_out_what_was_not_answered(answers: tuple[Target, Answers]) -> None:
+def test_stop_disconnects_and_leaves_out_unfinished_requests(answers: tuple[Target, Answers]) -> None:
     target, seen = answers
     stop = threading.Event()
     runs: list[Run] = []
@@ -234,14 +234,6 @@ def test_stop_hangs_up_and_leaves_out_what_was_not_answered(answers: tuple[Targe
     assert runs and runs[0].samples == []
     wait_until(lambda: seen.open_now == 0, what="the server to see that its clients hung up")
     assert len(seen.bodies) == 4
-
-
-def test_open_loop_sends_at_its_rate_without_waiting_for_answers(answers: tuple[Target, Answers]) -> None:
-    target, _ = answers
-
-    run = run_load(target, make_bodies("short", 5, 16, "run"), clients=5, rate=20)
-
-    assert all(sent.sent >= number / 20 for number, sent in enumerate(run.samples))
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
