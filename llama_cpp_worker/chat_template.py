@@ -12,6 +12,7 @@ import json
 import secrets
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -40,7 +41,7 @@ class ChatTemplate:
         )
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
-        environment.filters["tojson"] = _to_json
+        environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)  # Jinja's own escapes for HTML
         try:
             self._template = environment.from_string(RAW_CHAT_TEMPLATE if source is None else source)
         except jinja2.TemplateError as error:
@@ -81,14 +82,3 @@ class ChatTemplate:
 
 def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
-
-
-def _to_json(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Replaces Jinja's own filter, which escapes characters for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

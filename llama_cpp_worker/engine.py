@@ -110,7 +110,6 @@ class Counters:
     completion_tokens: int = 0
     cancelled: int = 0
     failed: int = 0
-    steps: int = 0
 
 
 class Engine:
@@ -270,7 +269,6 @@ class Engine:
         started = self._clock()
         with self._guard([self.running[chunk.slot] for chunk in batch]):
             indices = self.model.decode(batch)
-            self.counters.steps += 1
         n_tokens = sum(len(chunk.tokens) for chunk in batch)
         if indices and self._is_prefill_step and n_tokens >= MIN_PREFILL_TOKENS:
             measured = n_tokens / max(self._clock() - started, 1e-6)

@@ -1,9 +1,9 @@
-"""All that is said to llama.cpp but for the samplers, and the GGUF: tokens, chat template, decode.
+"""The model: all calls to llama.cpp except those of the samplers. Loads a GGUF, tokenizes, decodes, copies sequences.
 
-Knows nothing of requests, schedules or TorchServe. Not thread-safe: llama.cpp crashes or freezes when two
-threads use one context, so one thread owns a Model (in the worker, its only one).
+Knows nothing of requests, the schedule and TorchServe. Not thread-safe: llama.cpp crashes or freezes if two threads
+use one context, so one thread owns a Model.
 
-Not covered: encoder-decoder and recurrent models, images, adapters (LoRA), more than one GPU's placement.
+Not covered: encoder-decoder and recurrent models, images, adapters (LoRA), the placement on more than one GPU.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NO_ROOM_IN_CACHE = 1  # llama_decode's return value
 
 
 class ModelLoadError(RuntimeError):
-    """The GGUF could not be loaded, or its cache does not fit; the message says what to change."""
+    """The GGUF could not be loaded, or its KV cache does not fit; the message says what to change."""
 
 
 class DecodeError(RuntimeError):
@@ -43,15 +43,12 @@ class DecodeError(RuntimeError):
 
 
 class PromptTooLong(ValueError):
-    """A text that cannot fit the context window, known from its size alone (tokenizing it would stall everybody)."""
-
-    def __init__(self, least_tokens: int, window: int) -> None:
-        super().__init__(f"at least {least_tokens:,} tokens, but the context window has {window:,}")
+    """A text does not fit the context window. Its size alone shows it: to tokenize it would stop all other answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Consecutive tokens of one sequence in a batch; `position` is that of the first."""
+    """Consecutive tokens of one sequence in a batch; `position` is the first token's place in the sequence."""
 
     slot: int
     position: int
@@ -60,10 +57,10 @@ class Chunk:
 
 
 class Model:
-    """A GGUF and one llama.cpp context with `n_slots` sequences, each with a cache of `window` tokens of its own.
+    """A GGUF and one llama.cpp context with `n_slots` sequences, each with a KV cache of its own of `window` tokens.
 
-    Separate caches (not `kv_unified`) because attention then reads only a sequence's own cells.
-    `fingerprint` and `changed_at` (of the file, seconds since 1970) are as they were when it was loaded.
+    The caches are separate (not `kv_unified`), so that attention reads the cells of its own sequence only.
+    `fingerprint` and `changed_at` (seconds since 1970) describe the file at the time of loading.
     Raises ModelLoadError.
     """
 
@@ -78,11 +75,11 @@ class Model:
     ) -> None:
         if not Path(path).is_file():
             raise ModelLoadError(f"There is no model file at '{path}': run package_llama.sh, or correct model_path.")
-        most = llama_cpp.llama_max_parallel_sequences()
-        if not 1 <= n_slots <= most:
-            raise ModelLoadError(f"A batch size of {n_slots} is not possible: llama.cpp takes 1 to {most} sequences.")
-        llama_cpp.llama_log_set(_forward_log, ctypes.c_void_p(0))
-        llama_cpp.llama_backend_init()
+        max_slots = llama_cpp.llama_max_parallel_sequences()
+        if not 1 <= n_slots <= max_slots:
+            raise ModelLoadError(
+                f"A batch size of {n_slots} is not possible: llama.cpp takes 1 to {max_slots} sequences."
+            )
 
         model_params = llama_cpp.llama_model_default_params()
         model_params.n_gpu_layers = n_gpu_layers
@@ -122,7 +119,7 @@ class Model:
         self.template = self._load_template(texts)
 
     def describe(self) -> dict[str, object]:
-        """What the model is, for people: file, kind, size in bytes, parameters, context, template, devices."""
+        """The model's file, kind, size, parameters, context, template and devices, for people."""
         text = ctypes.create_string_buffer(256)
         llama_cpp.llama_model_desc(self._model, text, len(text))
         return {
@@ -141,11 +138,11 @@ class Model:
         }
 
     def set_threads(self, n_threads: int) -> None:
-        """Threads for the next decode; takes effect at once."""
+        """Sets the number of threads, from the next decode on."""
         llama_cpp.llama_set_n_threads(self._context, n_threads, n_threads)
 
     def close(self) -> None:
-        """Frees everything; the model is unusable afterwards. (A worker just ends.)"""
+        """Frees the memory; the model is unusable afterwards. (A worker need not call this before it ends.)"""
         llama_cpp.llama_batch_free(self._batch)
         llama_cpp.llama_free(self._context)
         llama_cpp.llama_model_free(self._model)
@@ -153,49 +150,48 @@ class Model:
     # --- text to tokens and back
 
     def tokenize_prompt(self, prompt: str) -> list[int]:
-        """Tokens of a raw prompt, BOS first where the model wants one. Control tokens in it are the caller's wish.
+        """The tokens of a raw prompt, BOS first if the model wants it. The prompt may contain control tokens.
 
         Raises PromptTooLong.
         """
         return self._tokenize(prompt, add_special=True, parse_special=True)
 
     def tokenize_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Tokens of `messages` (dicts with `role` and `content`) in the model's own chat template.
+        """The tokens of `messages` (dicts with `role` and `content`) in the model's chat template.
 
-        Control tokens come from the template alone: a "<|im_end|>" or "</s>" typed by a person stays text.
-        A last message of the assistant is continued: it stays open, as in llama-server.
+        Only the template's control tokens count: "<|im_end|>" or "</s>" in a message stays text.
+        A last message of the assistant stays open, so that the model continues it, as in llama-server.
         Raises TemplateError, PromptTooLong.
         """
-        mark = f"\ufdd0{secrets.token_hex(8)}\ufdd1"  # cannot occur in any message
+        mark = f"\ufdd0{secrets.token_hex(8)}\ufdd1"  # occurs in no message
 
         def marked(text: str) -> str:
             return self._split_controls.sub(lambda found: mark + found[0] + mark, text)
 
         text = self.template.render([message | {"content": marked(message["content"])} for message in messages])
-        parts = text.split(mark)  # every second one lies between two marks
-        if len(parts) == 1:
-            # The template has already written BOS.
+        parts = text.split(mark)  # every second part is a control token's name from a message
+        if len(parts) == 1:  # BOS is in the template's text already
             return self._tokenize(text, add_special=self.template.is_raw, parse_special=True)
         return self._tokenize_guarded(parts)
 
     def _tokenize_guarded(self, parts: Sequence[str]) -> list[int]:
-        """As llama.cpp does it: the text between control tokens whole, since SentencePiece begins each with a space."""
+        """Tokenizes the text between two control tokens in one piece: SentencePiece puts a space before each piece."""
         bos = llama_cpp.llama_vocab_bos(self._vocab)
         tokens = [bos] if self.template.is_raw and llama_cpp.llama_vocab_get_add_bos(self._vocab) else []
-        run = ""
+        plain = ""
         for index, part in enumerate(parts):
             pieces = [part] if index % 2 else re.split(f"({self._split_controls.pattern})", part)
             for position, piece in enumerate(pieces):
                 if position % 2 == 0:
-                    run += piece
+                    plain += piece
                     continue
-                tokens += self._tokenize(run, add_special=False, parse_special=False)
+                tokens += self._tokenize(plain, add_special=False, parse_special=False)
                 tokens += self._tokenize(piece, add_special=False, parse_special=True)
-                run = ""
-        return tokens + self._tokenize(run, add_special=False, parse_special=False)
+                plain = ""
+        return tokens + self._tokenize(plain, add_special=False, parse_special=False)
 
     def piece(self, token: int, *, shows_control: bool = False) -> bytes:
-        """The bytes a token stands for: perhaps a part of a character; nothing for a control token, or its name."""
+        """A token's bytes, possibly a part of a character. Those of a control token are empty, or its name."""
         length = llama_cpp.llama_token_to_piece(
             self._vocab, token, self._piece_buffer, len(self._piece_buffer), 0, shows_control
         )
@@ -203,20 +199,20 @@ class Model:
         return self._piece_buffer.raw[:length]
 
     def is_end(self, token: int) -> bool:
-        """Whether the model ends its answer with this token."""
+        """Whether this token ends an answer."""
         return token in self._end_tokens
 
     # --- decode and sample
 
     def sampler(self, params: SamplingParams, prompt: Sequence[int]) -> Sampler:
-        """A sampler chain for one completion of `prompt` (tokens); close it when the completion ends."""
+        """A sampler for one completion of `prompt` (tokens); the caller closes it at the end."""
         return Sampler(params, self._vocabulary, prompt)
 
     def decode(self, chunks: Sequence[Chunk]) -> list[int]:
-        """Reads at most `n_batch` tokens into the cache; returns the batch index of each chunk's last token.
+        """Decodes at most `n_batch` tokens. Returns the batch index of each chunk's last token.
 
-        Chunks must come in ascending order of slot: llama.cpp splits any other order into several passes.
-        Raises DecodeError; the cache may then hold some of the tokens (`trim` removes them).
+        The chunks must be in ascending order of their slots: llama.cpp splits any other order into several passes.
+        Raises DecodeError; the KV cache may then contain some of the tokens (`trim` removes them).
         """
         batch = self._batch
         last_indices = []
@@ -239,24 +235,24 @@ class Model:
         return last_indices
 
     def sample(self, sampler: Sampler, index: int, *, forbid_end: bool) -> int:
-        """The next token, from the logits at batch `index` of the last decode; no end token if that is forbidden.
+        """The next token, from the logits at batch `index` of the last decode.
 
-        (Where a grammar lets nothing else follow, it is an end token nevertheless.) Raises SamplingError.
+        forbid_end: choose no end token, unless a grammar allows nothing else. Raises SamplingError.
         """
         if not forbid_end:
             return sampler.sample(self._context, index)
         logits = llama_cpp.llama_get_logits_ith(self._context, index)
-        kept = {token: logits[token] for token in self._end_tokens}
-        for token in kept:
+        end_logits = {token: logits[token] for token in self._end_tokens}
+        for token in end_logits:
             logits[token] = float("-inf")
         try:
             return sampler.sample(self._context, index)
         finally:
-            for token, logit in kept.items():  # `logprobs` may want them
+            for token, logit in end_logits.items():  # `logprobs` reports them
                 logits[token] = logit
 
     def logprobs(self, index: int, token: int, count: int) -> SampledToken:
-        """A token sampled from the logits at batch `index`, with the `count` likeliest ones before any sampler."""
+        """A token sampled at batch `index`, and the `count` likeliest tokens before any sampler changed the logits."""
         logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self._context, index), (self.n_vocab,))
         (_, logprob), *likeliest = log_probabilities(logits, token, count)
         return SampledToken(
@@ -264,42 +260,42 @@ class Model:
             tuple(TokenLogprob(self.piece(other, shows_control=True), value) for other, value in likeliest),
         )
 
-    # --- what a slot's cache holds
+    # --- the KV cache of a slot
 
     def trim(self, slot: int, n_tokens: int) -> None:
-        """Forgets all but the first `n_tokens` of a slot's sequence."""
+        """Removes all but the first `n_tokens` of a slot's sequence."""
         llama_cpp.llama_memory_seq_rm(self._memory, slot, n_tokens, -1)
 
     def save_state(self, slot: int) -> ctypes.Array[ctypes.c_uint8]:
-        """A copy of a slot's sequence, as bytes for `restore_state`."""
+        """A copy of a slot's sequence, for `restore_state`."""
         size = llama_cpp.llama_state_seq_get_size(self._context, slot)
         state = (ctypes.c_uint8 * size)()
-        written = llama_cpp.llama_state_seq_get_data(self._context, state, size, slot)
-        assert written == size, f"{written} of {size} bytes of a sequence were written"
+        n_copied = llama_cpp.llama_state_seq_get_data(self._context, state, size, slot)
+        assert n_copied == size, f"{n_copied} of {size} bytes of a sequence were copied"
         return state
 
     def restore_state(self, slot: int, state: ctypes.Array[ctypes.c_uint8]) -> None:
-        """Puts a saved sequence into a slot, instead of what the slot held."""
+        """Replaces a slot's sequence by a saved one."""
         self.trim(slot, 0)
-        read = llama_cpp.llama_state_seq_set_data(self._context, state, len(state), slot)
-        assert read == len(state), "a saved sequence did not fit a slot"
+        n_copied = llama_cpp.llama_state_seq_set_data(self._context, state, len(state), slot)
+        assert n_copied == len(state), "a saved sequence did not fit a slot"
 
     # --- set-up
 
-    def _fitting_window(self, wanted: int) -> int:
-        """Tokens per sequence: what is wanted (0: the model's own), less where the caches would fill the memory."""
+    def _fitting_window(self, n_ctx: int) -> int:
+        """Tokens per sequence: `n_ctx` (0: the model's own), or fewer if the KV caches would not fit the memory."""
         per_layer = llama_cpp.llama_model_n_embd(self._model) // llama_cpp.llama_model_n_head(self._model)
         per_layer *= llama_cpp.llama_model_n_head_kv(self._model)
         bytes_per_token = 2 * 2 * per_layer * llama_cpp.llama_model_n_layer(self._model)  # K and V, f16
         weights = llama_cpp.llama_model_size(self._model)
-        budget = self.placement.cache_room(weights, psutil.virtual_memory().available)
+        budget = self.placement.cache_budget(weights, psutil.virtual_memory().available)
         fitting = int(budget / (bytes_per_token * self.n_slots)) // CELL_ALIGNMENT * CELL_ALIGNMENT
         if fitting == 0:
             raise ModelLoadError(
                 f"The KV caches of {self.n_slots} sequences do not fit into the free memory "
                 f"({budget / 2**20:,.0f} MiB may be used): choose a smaller batch size."
             )
-        window = min(wanted or self.n_ctx_train, self.n_ctx_train)
+        window = min(n_ctx or self.n_ctx_train, self.n_ctx_train)
         if fitting < window:
             hint = " macOS reports memory pressure: close other programs." if has_memory_pressure() else ""
             logger.warning("Context window shortened from %d to %d tokens: memory is short.%s", window, fitting, hint)
@@ -333,7 +329,8 @@ class Model:
     def _tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         raw = text.encode()
         if len(raw) > self.window * self._longest_piece:
-            raise PromptTooLong(len(raw) // self._longest_piece, self.window)
+            n_tokens = len(raw) // self._longest_piece
+            raise PromptTooLong(f"at least {n_tokens:,} tokens, but the context window has {self.window:,}")
         room = len(raw) + 2  # a token is at least a byte; BOS and EOS come on top
         tokens = (llama_cpp.llama_token * room)()
         count = llama_cpp.llama_tokenize(self._vocab, raw, len(raw), tokens, room, add_special, parse_special)
@@ -342,41 +339,41 @@ class Model:
 
 
 def _fingerprint(path: str, n_ctx: int) -> str:
-    """The same for answers of the same file (by its name and size), wanted context window and llama.cpp.
+    """Equal for workers with the same file (by name and size), n_ctx and llama.cpp.
 
-    The wanted one, since workers that have started with less free memory than their sibling have a smaller window.
+    The window is not part of it: a worker that starts with less free memory gets a smaller one.
     """
     identity = f"{Path(path).name} {Path(path).stat().st_size} {n_ctx} {version('llama-cpp-python')}"
     return f"fp_{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
 
 
-_GGML_LOG_WARN, _GGML_LOG_ERROR = 3, 4  # enum ggml_log_level in ggml.h; llama_cpp._logger has an older one
+_LOG_LEVELS = {
+    3: logging.WARNING,
+    4: logging.ERROR,
+}  # enum ggml_log_level in ggml.h; llama_cpp._logger has an older one
+
+
+def _forward_log(level: int, text: bytes, _: object) -> None:
+    """Forwards llama.cpp's warnings and errors to our log. By default llama.cpp prints all details to stderr."""
+    if level in _LOG_LEVELS:
+        logger.log(_LOG_LEVELS[level], "%s", text.decode(errors="replace").rstrip())
+
+
+_FORWARD_LOG = llama_cpp.llama_log_callback(_forward_log)  # stays referenced: llama.cpp calls it at any time
 
 
 def _load(path: str, params: llama_cpp.llama_model_params) -> tuple[llama_cpp.llama_model_p | None, Placement]:
-    """The model, None if it cannot be loaded, and where llama.cpp says meanwhile that it puts the layers."""
+    """The model (None if it cannot be loaded) and the placement of its layers, which only the log says."""
     placement = Placement()
 
-    @llama_cpp.llama_log_callback
     def on_log(level: int, text: bytes, _: object) -> None:
-        placement.read(text.decode(errors="replace"))
-        _forward(level, text)
+        placement.add_log_line(text.decode(errors="replace"))
+        _forward_log(level, text, _)
 
-    llama_cpp.llama_log_set(on_log, ctypes.c_void_p(0))
+    callback = llama_cpp.llama_log_callback(on_log)
+    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
     try:
         return llama_cpp.llama_model_load_from_file(path.encode(), params), placement
     finally:
-        llama_cpp.llama_log_set(_forward_log, ctypes.c_void_p(0))
-
-
-@llama_cpp.llama_log_callback
-def _forward_log(level: int, text: bytes, _: object) -> None:
-    _forward(level, text)
-
-
-def _forward(level: int, text: bytes) -> None:
-    """llama.cpp's warnings and errors into our log; it would otherwise fill stderr with every detail of a model."""
-    if level in (_GGML_LOG_WARN, _GGML_LOG_ERROR):
-        logger.log(
-            logging.ERROR if level == _GGML_LOG_ERROR else logging.WARNING, "%s", text.decode(errors="replace").rstrip()
-        )
+        llama_cpp.llama_log_set(_FORWARD_LOG, ctypes.c_void_p(0))

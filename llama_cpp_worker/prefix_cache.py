@@ -73,7 +73,7 @@ class PrefixCache:
         """
         match = self._longest_match(prompt)
         length, source = match.length, match.source
-        own = self._usable_length(self._slots[slot], prompt)
+        own = _usable_length(self._slots[slot], prompt)
         if own >= length or length < MIN_SHARED_PREFIX_TOKENS:
             length = own
             if len(self._slots[slot]) - length >= MIN_SAVED_TOKENS:  # the prompt does not just continue this sequence
@@ -107,13 +107,9 @@ class PrefixCache:
         self.clear(source)
 
     def _longest_match(self, prompt: Sequence[int]) -> _Match:
-        matches = [_Match(self._usable_length(tokens, prompt), slot) for slot, tokens in enumerate(self._slots)]
-        matches += [_Match(self._usable_length(saved.tokens, prompt), saved) for saved in self._saved]
+        matches = [_Match(_usable_length(tokens, prompt), slot) for slot, tokens in enumerate(self._slots)]
+        matches += [_Match(_usable_length(saved.tokens, prompt), saved) for saved in self._saved]
         return max(matches, key=lambda match: match.length)
-
-    @staticmethod
-    def _usable_length(tokens: Sequence[int], prompt: Sequence[int]) -> int:
-        return min(common_prefix_length(tokens, prompt), len(prompt) - 1)
 
     def _save(self, slot: int) -> None:
         """Saves a slot's sequence, unless it is short or another sequence contains it."""
@@ -129,6 +125,10 @@ class PrefixCache:
         self._saved.append(_SavedSequence(tokens, state))
         while sum(len(saved.state) for saved in self._saved) > self._max_saved_bytes:
             del self._saved[0]
+
+
+def _usable_length(tokens: Sequence[int], prompt: Sequence[int]) -> int:
+    return min(common_prefix_length(tokens, prompt), len(prompt) - 1)
 
 
 def _starts_with(tokens: Sequence[int], prefix: Sequence[int]) -> bool:

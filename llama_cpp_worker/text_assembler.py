@@ -77,7 +77,4 @@ class TextAssembler:
 
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that is a beginning of `stop`."""
-    for length in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
-    return 0
+    return max((length for length in range(1, len(stop)) if text.endswith(stop[:length])), default=0)

@@ -48,12 +48,12 @@ def placed(*gpus: tuple[str, str, int], layers: list[str]) -> Placement:
     """What llama.cpp logs when it puts each of `layers` on the device named."""
     placement = Placement()
     for name, description, free_mebibytes in gpus:
-        placement.read(
+        placement.add_log_line(
             f"llama_prepare_model_devices: using device {name} ({description}) (unknown id) - {free_mebibytes} MiB free"
         )
     for number, device in enumerate(layers):
-        placement.read(f"load_tensors: layer {number:3} assigned to device {device}, is_swa = 0")
-    placement.read("load_tensors: offloaded 33/33 layers to GPU")
+        placement.add_log_line(f"load_tensors: layer {number:3} assigned to device {device}, is_swa = 0")
+    placement.add_log_line("load_tensors: offloaded 33/33 layers to GPU")
     return placement
 
 
@@ -96,37 +96,37 @@ def test_macos_says_whether_memory_is_short(machine: Machine, level: str, is_sho
 
 
 def test_a_cache_in_main_memory_takes_a_third_of_what_is_free() -> None:
-    assert placed(layers=["CPU"] * 33).cache_room(WEIGHTS, 9 * GIB) == pytest.approx(3 * GIB)
-    assert Placement().cache_room(WEIGHTS, 9 * GIB) == pytest.approx(3 * GIB)  # a log that says nothing
+    assert placed(layers=["CPU"] * 33).cache_budget(WEIGHTS, 9 * GIB) == pytest.approx(3 * GIB)
+    assert Placement().cache_budget(WEIGHTS, 9 * GIB) == pytest.approx(3 * GIB)  # a log that says nothing
 
 
 def test_a_cache_on_metal_has_to_fit_metals_limit_and_main_memory() -> None:
     metal = placed(METAL, layers=["MTL0"] * 33)
     left = 10922 * 2**20 - WEIGHTS
-    assert metal.cache_room(WEIGHTS, 9 * GIB) == pytest.approx(3 * GIB)
-    assert metal.cache_room(WEIGHTS, 900 * GIB) == pytest.approx(0.8 * left)
+    assert metal.cache_budget(WEIGHTS, 9 * GIB) == pytest.approx(3 * GIB)
+    assert metal.cache_budget(WEIGHTS, 900 * GIB) == pytest.approx(0.8 * left)
 
 
 def test_memory_pressure_halves_the_cache(machine: Machine) -> None:
     machine("Darwin", kern__memorystatus_vm_pressure_level="2")
-    assert placed(METAL, layers=["MTL0"] * 33).cache_room(WEIGHTS, 9 * GIB) == pytest.approx(1.5 * GIB)
+    assert placed(METAL, layers=["MTL0"] * 33).cache_budget(WEIGHTS, 9 * GIB) == pytest.approx(1.5 * GIB)
 
 
 def test_a_cache_on_cuda_has_to_fit_the_gpu_alone() -> None:
     left = 24000 * 2**20 - WEIGHTS
-    assert placed(CUDA, layers=["CUDA0"] * 33).cache_room(WEIGHTS, GIB) == pytest.approx(0.8 * left)
+    assert placed(CUDA, layers=["CUDA0"] * 33).cache_budget(WEIGHTS, GIB) == pytest.approx(0.8 * left)
 
 
 def test_a_cache_on_both_has_to_fit_each_with_its_part() -> None:
     placement = placed(CUDA, layers=["CPU"] * 24 + ["CUDA0"] * 9)  # 8 of the 32 that have a cache are on the GPU
-    assert placement.cache_room(WEIGHTS, 9 * GIB) == pytest.approx(3 * GIB * 32 / 24)
+    assert placement.cache_budget(WEIGHTS, 9 * GIB) == pytest.approx(3 * GIB * 32 / 24)
     left = 24000 * 2**20 - WEIGHTS * 9 / 33
-    assert placement.cache_room(WEIGHTS, 9000 * GIB) == pytest.approx(0.8 * left * 32 / 8)
+    assert placement.cache_budget(WEIGHTS, 9000 * GIB) == pytest.approx(0.8 * left * 32 / 8)
 
 
 def test_weights_that_fill_the_gpu_leave_no_cache() -> None:
     small = ("CUDA0", "small", 1024)
-    assert placed(small, layers=["CUDA0"] * 33).cache_room(WEIGHTS, 9 * GIB) == 0
+    assert placed(small, layers=["CUDA0"] * 33).cache_budget(WEIGHTS, 9 * GIB) == 0
 
 
 # --- where the layers are
@@ -167,5 +167,5 @@ def test_what_the_model_says_is_a_sentence_and_so_is_that_it_has_not_spoken_yet(
     told = {"layers": 33, "devices": placed(METAL, layers=["MTL0"] * 33).describe(), "chat_template": "model"}
     assert describe_model(told) == "33 of 33 layers on Metal (Apple M1)."
     assert describe_model(told | {"chat_template": "raw"}).endswith("sent to it as Question: … Answer: …")
-    assert describe_model(None) == "The model is being asked where its layers are."
-    assert describe_model({"gpu_offload": False}) == "The model does not say where its layers are."
+    assert describe_model(None) == "Waiting for the model to report where its layers are."
+    assert describe_model({"gpu_offload": False}) == "The model does not report where its layers are."

@@ -64,7 +64,7 @@ sampling = st.fixed_dictionaries(
         "logit_bias": st.dictionaries(st.integers(0, 40_000).map(str), st.floats(-100, 100), max_size=5),
         "ignore_eos": st.booleans(),
         "stream": st.booleans(),
-        "model": st.just("llama-cpp"),
+        "model": st.just("llamacpp"),
         "user": st.text(max_size=5),
     },
 )

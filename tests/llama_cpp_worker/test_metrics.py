@@ -7,25 +7,8 @@ import pytest
 from llama_cpp_worker.engine import Engine, Request
 from llama_cpp_worker.metrics import EngineMetrics
 from llama_cpp_worker.sampling_params import SamplingParams
+from tests.support.metric_cache import MetricCache
 from tests.support.scripted_model import ScriptedModel
-
-
-class Cache:
-    """The part of TorchServe's metric cache that is used; has the last value of each metric."""
-
-    def __init__(self) -> None:
-        self.last: dict[str, float] = {}
-
-    def add_metric_to_cache(self, name: str, *_: object) -> Metric:
-        return Metric(name, self.last)
-
-
-class Metric:
-    def __init__(self, name: str, last: dict[str, float]) -> None:
-        self._name, self._last = name, last
-
-    def add_or_update(self, value: float, _: list[str]) -> None:
-        self._last[self._name] = value
 
 
 @pytest.fixture
@@ -34,7 +17,7 @@ def engine() -> Engine:
 
 
 def test_a_new_request_is_reported_at_once_after_any_last_report(engine: Engine) -> None:
-    cache = Cache()
+    cache = MetricCache()
     metrics = EngineMetrics(engine, cache, "llamacpp", "worker")
     metrics.report()
     assert cache.last["llamacpp_requests_waiting"] == 0
@@ -50,7 +33,7 @@ def test_a_new_request_is_reported_at_once_after_any_last_report(engine: Engine)
 
 
 def test_an_idle_report_has_no_busy_slot_and_no_waiting_request(engine: Engine) -> None:
-    cache = Cache()
+    cache = MetricCache()
     metrics = EngineMetrics(engine, cache, "llamacpp", "worker")
     engine.submit(Request([1, 2, 3], SamplingParams(max_tokens=3)))
     engine.submit(Request([1, 2, 3], SamplingParams(max_tokens=3)))

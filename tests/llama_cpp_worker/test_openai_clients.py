@@ -16,9 +16,9 @@ from openai import OpenAI
 from pydantic import BaseModel, Field
 
 from torchserve_client.config import ServerConfig
-from torchserve_client.process import key_file
+from torchserve_client.running_server import key_file
 
-MODEL = "llama-cpp"
+MODEL = "llamacpp"
 HELLO = [{"role": "user", "content": "What is the closest star to Earth?"}]
 GREEDY = {"temperature": 0, "max_tokens": 24}
 

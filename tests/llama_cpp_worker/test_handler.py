@@ -1,0 +1,125 @@
+"""The handler without a server: TorchServe's own context, continuous batching, and a scripted model."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+from ts.context import Context, RequestProcessor
+
+import llama_cpp_handler
+from llama_cpp_handler import LlamaCppHandler
+from llama_cpp_worker.engine import UNEXPECTED_ERROR
+from llama_cpp_worker.reply import Reply
+from llama_cpp_worker.sampling_params import SamplingParams
+from tests.support.metric_cache import MetricCache
+from tests.support.scripted_model import ScriptedModel, ScriptedSampler
+
+GOOD = {"prompt": "good>", "max_tokens": 4}
+
+
+class ServedModel(ScriptedModel):
+    """Has a bug in its tokenizer for the prompt "bug>", and one in its sampler for the seed 13."""
+
+    n_vocab, fingerprint, changed_at = 257, "fp_1", 123.0
+
+    def __init__(self, n_slots: int, **_: object) -> None:
+        super().__init__(n_slots, script=b"abcdefgh")
+
+    def describe(self) -> dict[str, object]:
+        return {"slots": self.n_slots}
+
+    def tokenize_prompt(self, prompt: str) -> list[int]:
+        return [1 // 0] if prompt == "bug>" else list(prompt.encode())
+
+    def sampler(self, params: SamplingParams, prompt: Sequence[int]) -> ScriptedSampler:
+        assert params.seed != 13, "a bug"
+        return super().sampler(params, prompt)
+
+
+class Server:
+    """Calls the handler as TorchServe does: new requests with their body, the open ones again until they end."""
+
+    def __init__(self) -> None:
+        config = {"continuousBatching": True, "handler": {"model_path": "x.gguf"}}
+        self.context = Context("llamacpp", "", {}, 4, None, "", metrics=MetricCache(), model_yaml_config=config)
+        self.handler = LlamaCppHandler()
+        self.handler.initialize(self.context)
+        self.open: list[str] = []
+
+    def call(self, **new: dict[str, Any]) -> dict[str, str]:
+        """One call with the open and the `new` requests. Returns the pieces by request id."""
+        ids = [*self.open, *new]
+        self.context.request_ids = dict(enumerate(ids))
+        self.context.request_processor = [RequestProcessor({}) for _ in ids]
+        pieces = self.handler.handle([{"body": new[name]} if name in new else {} for name in ids], self.context)
+        ends = [self.context.stopping_criteria[index](piece) for index, piece in enumerate(pieces)]
+        self.open = [name for name, is_last in zip(ids, ends, strict=True) if is_last is False]
+        return dict(zip(ids, pieces, strict=True))
+
+    def answers(self, **new: dict[str, Any]) -> dict[str, str]:
+        """The whole answers to `new` requests that are sent at once."""
+        texts = self.call(**new)
+        while self.open:
+            for name, piece in self.call().items():
+                texts[name] += piece
+        return texts
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(llama_cpp_handler, "Model", ServedModel)
+    yield Server()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
+def message(answer: str) -> str:
+    return str(json.loads(answer.removeprefix("data: "))["error"]["message"])
+
+
+def test_open_requests_are_answered_piece_by_piece(server: Server) -> None:
+    answers = server.answers(plain=GOOD, stream={**GOOD, "stream": True}, refused={"prompt": ""})
+    assert answers["plain"] == "good>abcd"
+    assert answers["stream"].endswith("data: [DONE]\n\n")
+    assert message(answers["refused"]).startswith("prompt: ")
+    assert not server.handler._replies
+
+
+def test_a_request_whose_client_disconnects_is_cancelled(server: Server) -> None:
+    server.call(leaver={**GOOD, "max_tokens": 100, "ignore_eos": True, "stream": True})
+    assert len(server.handler._engine.running) == 1
+    server.open.clear()
+    assert server.answers(next=GOOD)["next"] == "good>abcd"
+    assert server.handler._engine.counters.cancelled == 1
+
+
+def test_a_bug_in_the_tokenizer_fails_its_own_request_only(server: Server) -> None:
+    answers = server.call(bug={"prompt": "bug>"}, good=GOOD)
+    assert message(answers["bug"]) == UNEXPECTED_ERROR
+    assert server.context.get_response_status(0)[0] == 500
+    assert server.open == ["good"]
+    assert server.answers()["good"].endswith("abcd")
+
+
+def test_a_bug_in_the_engine_fails_its_own_request_only(server: Server) -> None:
+    answers = server.answers(bug={**GOOD, "seed": 13}, good=GOOD)
+    assert message(answers["bug"]) == UNEXPECTED_ERROR
+    assert answers["good"] == "good>abcd"
+    assert server.answers(later=GOOD)["later"] == "good>abcd"
+
+
+def test_a_bug_in_an_answer_fails_this_answer_only(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Reply.next_piece
+
+    def next_piece(reply: Reply) -> str:
+        assert reply.requests[0].params.seed != 7, "a bug"
+        return original(reply)
+
+    monkeypatch.setattr(Reply, "next_piece", next_piece)
+    answers = server.answers(bug={**GOOD, "seed": 7}, good=GOOD)
+    assert message(answers["bug"]) == UNEXPECTED_ERROR
+    assert answers["good"] == "good>abcd"
