@@ -1,4 +1,4 @@
-# One command each: `make chat` and `make test` set up all they need; `make help` lists the rest.
+# One command each: `make chat`, `make check` and `make test` set up all they need; `make help` lists the rest.
 
 PYTHON ?= python3
 MODEL ?= --demo
@@ -7,11 +7,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARCHIVE := model_store/llamacpp.tar.gz
 PACKED := llama_cpp_handler.py $(wildcard llama_cpp_worker/*.py) model-config.yaml package_llama.sh $(wildcard package_llama/*.py package_llama/*.txt)
+QUICK := not server and not browser and not model and not slow
 SHELL := /bin/bash
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help chat package test lint screenshots clean FORCE
+.PHONY: help chat package check lint test screenshots clean distclean FORCE
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -22,19 +23,29 @@ chat: $(ARCHIVE) ## install, package, start TorchServe and both apps; Ctrl-C sto
 
 package: $(ARCHIVE) ## make the archives that TorchServe loads
 
-test: $(ARCHIVE) $(VENV)/.tests-installed ## run every test
-	$(BIN)/python -m pytest
+check: lint ## lint, and run the tests that need no server, browser or model
+	$(BIN)/python -m pytest -m "$(QUICK)"
 
-lint: $(VENV)/.tests-installed ## check style and types
+lint: $(VENV)/.tests-installed ## check style, types, shell scripts and the CI workflow
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy *.py apps autoscaler experiments llama_cpp_worker package_llama torchserve_client
+	$(BIN)/mypy .
+	$(BIN)/shellcheck package_llama.sh .ci/run .make/*.sh
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/pre-commit validate-config
+
+test: $(ARCHIVE) $(VENV)/.tests-installed ## run every test
+	$(BIN)/python -m pytest
 
 screenshots: $(ARCHIVE) $(VENV)/.tests-installed ## make the README's pictures from the running apps
 	$(BIN)/python -m screenshots.make_screenshots
 
-clean: ## remove what was made here: environment, archives, models, logs
-	rm -rf $(VENV) .cache models model_store logs
+clean: ## remove logs and the caches of the tools; models stay
+	rm -rf logs .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean ## also remove the environment, models and archives; conversations and experiments stay
+	rm -rf $(VENV) .cache models model_store
 
 $(VENV)/.installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "Python 3.11 to 3.13 is needed: make PYTHON=/path/to/python3.11 …")'
