@@ -17,6 +17,8 @@ from torchserve_client.model_description import ModelDescription, ModelDescripti
 from torchserve_client.server_state import Availability, StatusClient
 from torchserve_client.streaming import CompletionStream
 
+DESCRIPTION_WAIT_SECONDS = 0.5  # an idle model describes itself sooner
+
 
 class InferenceClient:
     """The default version of the model. Threads may share one."""
@@ -42,7 +44,8 @@ class InferenceClient:
         """Whether the model can answer now, and if not, why. Takes two seconds at most and raises nothing."""
         seen = self._status.state()
         if seen.model:
-            self._description = self._descriptions.of(seen.model) or self._description
+            description = self._descriptions.of(seen.model, DESCRIPTION_WAIT_SECONDS)
+            self._description = description or self._description
         return seen.availability
 
     def models(self) -> dict[str, Any]:

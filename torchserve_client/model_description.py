@@ -58,23 +58,27 @@ class ModelDescriptions:
         self._lock = threading.Lock()
         self._load: tuple[str, int] | None = None  # the load that was queried last: a version and a worker's process
         self._queried_at = 0.0
-        self._is_querying = False
+        self._query_thread: threading.Thread | None = None
         self._description: ModelDescription | None = None
 
-    def of(self, model: ModelStatus) -> ModelDescription | None:
-        """The description of this load of the model; None until there is one. Returns at once."""
+    def of(self, model: ModelStatus, wait_seconds: float = 0.0) -> ModelDescription | None:
+        """The description of this load of the model; None if there is none yet. Waits for it so long at most."""
         worker = next((worker for worker in model.workers if worker.is_ready), None)
         if worker is None:
             return None
         load = (model.version, worker.pid)
         with self._lock:
             is_retry_due = time.monotonic() - self._queried_at > RETRY_DESCRIPTION_SECONDS
-            is_missing = self._description is None and not self._is_querying and is_retry_due
+            is_missing = self._description is None and self._query_thread is None and is_retry_due
             if load != self._load or is_missing:
-                self._load, self._description = load, None
-                self._queried_at, self._is_querying = time.monotonic(), True
-                threading.Thread(target=self._query, args=(load,), daemon=True).start()
-            return self._description
+                self._load, self._description, self._queried_at = load, None, time.monotonic()
+                self._query_thread = threading.Thread(target=self._query, args=(load,), daemon=True)
+                self._query_thread.start()
+            query_thread = self._query_thread
+        if query_thread:
+            query_thread.join(wait_seconds)
+        with self._lock:
+            return self._description if load == self._load else None
 
     def _query(self, load: tuple[str, int]) -> None:
         url = f"{self._config.inference_url}/predictions/{MODEL_NAME}/{load[0]}/v1/models"
@@ -87,4 +91,4 @@ class ModelDescriptions:
         finally:
             with self._lock:
                 if load == self._load:
-                    self._description, self._is_querying = description, False
+                    self._description, self._query_thread = description, None
