@@ -1,124 +1,103 @@
-"""The import rule of the project, read from the sources: acyclic, and each foreign library at home in one place."""
+"""Which package may import which, and which modules may import a foreign library."""
 
 from __future__ import annotations
 
 import ast
 import sys
+from fnmatch import fnmatch
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
-PACKAGES = [init.parent.name for init in PROJECT.glob("*/__init__.py")]
-MODULES = {path.stem: path for path in PROJECT.glob("*.py")} | {
-    package if path.stem == "__init__" else f"{package}.{path.stem}": path
-    for package in PACKAGES
-    for path in (PROJECT / package).glob("*.py")
+SAMPLING = "llama_cpp_worker.sampling_params"
+
+# What the chat may import of torchserve_client: nothing that needs the management key or starts a process.
+CHAT = {
+    f"torchserve_client.{name}" for name in ("config", "http", "inference", "keys", "model_description", "streaming")
 }
 
-# Inside the archive: module, and those of ours that it may import, beside sampling_params.
-WORKER = {
-    "llama_cpp_grammar": set(),
-    "llama_cpp_matcher": {"llama_cpp_grammar"},
-    "llama_cpp_sampler": {"llama_cpp_grammar", "llama_cpp_matcher"},
-    "llama_cpp_devices": set(),
-    "llama_cpp_template": set(),
-    "llama_cpp_model": {"llama_cpp_devices", "llama_cpp_sampler", "llama_cpp_template"},
-    "llama_cpp_text": set(),
-    "llama_cpp_cache": set(),
-    "llama_cpp_engine": {"llama_cpp_cache", "llama_cpp_model", "llama_cpp_sampler", "llama_cpp_text"},
-    "llama_cpp_metrics": {"llama_cpp_engine"},
-    "llama_cpp_schema": set(),
-    "llama_cpp_api": {"llama_cpp_grammar", "llama_cpp_schema"},
-    "llama_cpp_reply": {"llama_cpp_api"},
-    "llama_cpp_handler": {
-        "llama_cpp_api",
-        "llama_cpp_engine",
-        "llama_cpp_metrics",
-        "llama_cpp_model",
-        "llama_cpp_reply",
-    },
+# A package or module, and our packages and modules that it may import besides itself.
+ALLOWED = {
+    "llama_cpp_worker": {SAMPLING},
+    "llama_cpp_handler": {"llama_cpp_worker"},
+    "package_llama": set(),
+    "torchserve_client": {SAMPLING},
+    "experiments": {SAMPLING, "torchserve_client"},
+    "autoscaler": {SAMPLING, "torchserve_client", "experiments"},
+    "apps.shared": set(),
+    "apps.chat": {SAMPLING, "apps.shared", *CHAT},
+    "apps.dashboard": {SAMPLING, "torchserve_client", "experiments", "autoscaler", "apps.shared"},
+    "apps": {SAMPLING, "torchserve_client"},
+    "client_app": {"apps.chat", "apps.shared", *CHAT},
+    "torchserve_server_app": {"torchserve_client", "experiments", "autoscaler", "apps.dashboard", "apps.shared"},
 }
-# Outside it: modules, or packages whole, and those of ours that they may import, beside sampling_params.
-OUTSIDE = {
-    "sampling_params": set(),
-    "packing": set(),
-    "package_llama": {"packing"},
-    "copy_panel": set(),
-    "server": set(),
-    "prompt_sets": set(),
-    "load_test": {"server", "prompt_sets"},
-    "experiments": {"server", "load_test", "prompt_sets"},
-    "scaling": {"server"},
-    "autoscaler": {"server", "scaling", "experiments.guard"},
-    "control_room": {"copy_panel", "server", "scaling", "experiments", "load_test", "prompt_sets"},
-    "torchserve_server_app": {"server", "scaling", "experiments", "control_room"},
-    # The chat holds the inference key only, so of the server it knows what needs no other.
-    "chat": {"copy_panel", "server.client", "server.config", "server.connection"},
-    "client_app": {"server.client", "server.config", "chat"},
-    "run_chatapp": {"server"},
-}
-PACKING = {"packing.llama_log", "packing.quantizer", "packing.soundness"}
-HOMES = {
-    "streamlit": {name for name in MODULES if name.endswith(("_app", "_panel"))},
-    "altair": {"experiments.charts"},
-    "prometheus_client": {"server.metrics"},
-    "ts": {"llama_cpp_handler", "llama_cpp_metrics"},
-    "llama_cpp": {"llama_cpp_model", "llama_cpp_sampler", *PACKING},
-    "jinja2": {"llama_cpp_template"},
+# A foreign library, and patterns of the modules that may import it.
+LIBRARIES = {
+    "altair": {"experiments.charts", "apps.dashboard.metrics_panel"},
+    "gguf": {"package_llama.*"},
+    "jinja2": {"llama_cpp_worker.chat_template"},
+    "llama_cpp": {"llama_cpp_worker.model", "llama_cpp_worker.sampler", "package_llama.*"},
+    "llguidance": {"llama_cpp_worker.constraint"},
+    "prometheus_client": {"torchserve_client.metrics"},
+    "requests": {"torchserve_client.http", "torchserve_client.streaming"},
+    "streamlit": {"*_app", "*_panel", "apps.chat.session", "apps.shared.*"},
     "torch": set(),
+    "ts": {"llama_cpp_handler", "llama_cpp_worker.metrics", "llama_cpp_worker.torchserve_worker"},
+    "urllib3": {"torchserve_client.http", "torchserve_client.streaming"},
 }
 
 
-def imports_of(path: Path) -> set[str]:
-    """What a file imports, in full: `from server import logs` and `from server.logs import read` are `server.logs`."""
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PROJECT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def is_inside(module: str, packages: set[str]) -> bool:
+    return any(f"{module}.".startswith(f"{package}.") for package in packages)
+
+
+TOP = sorted({name.split(".")[0] for name in ALLOWED})
+FILES = [path for name in TOP for path in [PROJECT / f"{name}.py", *(PROJECT / name).rglob("*.py")] if path.is_file()]
+MODULES = {module_name(path): path for path in FILES}
+
+
+def imports_of(module: str) -> set[str]:
+    """Full names: `from torchserve_client import logs` is `torchserve_client.logs`."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.module and node.level == 0, f"{path} imports relatively"
-            inner = {f"{node.module}.{alias.name}" for alias in node.names}
-            names |= (inner & set(MODULES)) or {node.module}
+            assert node.module and node.level == 0, f"{module} imports relatively"
+            names |= ({f"{node.module}.{alias.name}" for alias in node.names} & MODULES.keys()) or {node.module}
     return names
 
 
-def ours(path: Path) -> set[str]:
-    return imports_of(path) & set(MODULES)
-
-
-def home_of(module: str) -> str:
-    """The entry of the rules that a module falls under: its own or its package's."""
-    return module if module in WORKER.keys() | OUTSIDE.keys() else module.split(".")[0]
-
-
-def test_every_module_has_its_rule() -> None:
-    assert {home_of(module) for module in MODULES} == WORKER.keys() | OUTSIDE.keys()
-
-
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_module_imports_only_what_its_rule_allows(module: str) -> None:
-    home = home_of(module)
-    allowed = (WORKER | OUTSIDE)[home] | {home, "sampling_params"}
-    assert {name for name in ours(MODULES[module]) if not {name, name.split(".")[0]} & allowed} == set()
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_what_its_package_may(module: str) -> None:
+    package = max((name for name in ALLOWED if is_inside(module, {name})), key=len)
+    ours = imports_of(module) & MODULES.keys()
+    assert {name for name in ours if not is_inside(name, ALLOWED[package] | {package})} == set()
 
 
 def test_imports_have_no_cycle() -> None:
-    graph = {module: ours(path) for module, path in MODULES.items()}
-    assert set(TopologicalSorter(graph).static_order()) == set(MODULES)
+    graph = {module: imports_of(module) & MODULES.keys() for module in MODULES}
+    assert set(TopologicalSorter(graph).static_order()) == MODULES.keys()
 
 
-@pytest.mark.parametrize("library", sorted(HOMES))
-def test_a_foreign_library_is_imported_only_at_home(library: str) -> None:
-    users = {module for module, path in MODULES.items() if library in {n.split(".")[0] for n in imports_of(path)}}
-    assert users == HOMES[library]
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_foreign_library_is_imported_only_where_it_belongs(library: str) -> None:
+    users = {module for module in MODULES if any(is_inside(name, {library}) for name in imports_of(module))}
+    assert {user for user in users if not any(fnmatch(user, pattern) for pattern in LIBRARIES[library])} == set()
 
 
-def test_the_handler_defines_exactly_one_class() -> None:
+def test_the_handler_file_defines_exactly_one_class() -> None:
     tree = ast.parse(MODULES["llama_cpp_handler"].read_text())
     assert [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)] == ["LlamaCppHandler"]
 
 
-def test_sampling_params_needs_the_standard_library_only() -> None:
-    assert imports_of(MODULES["sampling_params"]) <= {*sys.stdlib_module_names, "collections.abc"}
+def test_sampling_parameters_need_only_the_standard_library() -> None:
+    assert imports_of(SAMPLING) <= {*sys.stdlib_module_names, "collections.abc"}
+    assert not imports_of("llama_cpp_worker"), "importing sampling_params would import these, too"

@@ -1,0 +1,25 @@
+"""What git tracks: a root that is easy to scan, and no large file."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[2]
+MAX_BYTES = 500_000  # the largest picture has 170 kB; a model has far more
+
+
+def tracked_files() -> list[str]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=PROJECT, capture_output=True, text=True, check=True)
+    return [name for name in listed.stdout.split("\0") if (PROJECT / name).is_file()]
+
+
+def test_the_root_has_three_python_files_and_at_most_24_visible_entries() -> None:
+    entries = {name.split("/")[0] for name in tracked_files() if not name.startswith(".")}
+    python_files = {name for name in entries if name.endswith(".py")}
+    assert python_files == {"llama_cpp_handler.py", "torchserve_server_app.py", "client_app.py"}
+    assert len(entries) <= 24
+
+
+def test_no_tracked_file_is_large() -> None:
+    assert [name for name in tracked_files() if (PROJECT / name).stat().st_size > MAX_BYTES] == []
