@@ -1,4 +1,4 @@
-"""Chat templates without a model: Hugging Face's conventions, the raw format, and answers that are continued."""
+"""Chat templates without a model: Hugging Face's conventions, the raw format, and continued answers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from llama_cpp_worker.chat_template import ChatTemplate, TemplateError
 
 USER = {"role": "user", "content": "Who?"}
-BEGUN = {"role": "assistant", "content": "Me"}
+UNFINISHED = {"role": "assistant", "content": "Me"}
 
 
 def render(source: str | None, *messages: dict[str, str]) -> str:
@@ -34,7 +34,7 @@ def rendered_by_hugging_face(source: str, *messages: dict[str, str]) -> str:
         pytest.param("{% for m in messages %}{{ m.role }}{% break %}{% endfor %}", id="loops have break"),
         pytest.param("{% if tools is not none %}tools{% endif %}{{ documents }}", id="tools and documents are none"),
         pytest.param("{% if custom_tools is defined %}custom{% endif %}{{ eos_token }}", id="the rest is undefined"),
-        pytest.param("{% if add_generation_prompt %}assistant:{% endif %}", id="an answer is asked for"),
+        pytest.param("{% if add_generation_prompt %}assistant:{% endif %}", id="prompt of the answer"),
     ],
 )
 def test_templates_are_rendered_as_by_hugging_face(source: str) -> None:
@@ -42,27 +42,29 @@ def test_templates_are_rendered_as_by_hugging_face(source: str) -> None:
     assert render(source, *messages) == rendered_by_hugging_face(source, *messages)
 
 
-def test_raw_format_is_that_of_the_original_call() -> None:
+def test_the_raw_format_has_questions_and_answers() -> None:
     assert ChatTemplate(None, "", "").is_raw and not ChatTemplate("", "", "").is_raw
     system = {"role": "system", "content": "Be brief."}
     assert render(None, USER) == "Question: Who?\nAnswer:"
-    assert render(None, system, USER, BEGUN, USER) == "Be brief.\nQuestion: Who?\nAnswer: Me\nQuestion: Who?\nAnswer:"
-    assert render(None, USER, BEGUN) == "Question: Who?\nAnswer: Me"
+    assert (
+        render(None, system, USER, UNFINISHED, USER) == "Be brief.\nQuestion: Who?\nAnswer: Me\nQuestion: Who?\nAnswer:"
+    )
+    assert render(None, USER, UNFINISHED) == "Question: Who?\nAnswer: Me"
 
 
-def test_a_begun_answer_of_blanks_is_begun_anew() -> None:
+def test_an_unfinished_answer_of_blanks_is_ignored() -> None:
     for blanks in ("", " \n"):
         assert render(None, USER, {"role": "assistant", "content": blanks}) == render(None, USER)
 
 
-def test_a_begun_answer_keeps_the_blanks_at_its_end() -> None:
+def test_an_unfinished_answer_keeps_the_blanks_at_its_end() -> None:
     source = "{% for m in messages %}[{{ m.content.strip() }}]{% endfor %}"
     assert render(source, USER, {"role": "assistant", "content": " one, "}) == "[Who?][one, "
 
 
-def test_a_template_that_leaves_a_begun_answer_out_is_an_error() -> None:
+def test_a_template_that_leaves_out_an_unfinished_answer_is_an_error() -> None:
     with pytest.raises(TemplateError, match="leaves out the answer that should be continued"):
-        render("{{ messages[0].content }}", USER, BEGUN)
+        render("{{ messages[0].content }}", USER, UNFINISHED)
 
 
 @pytest.mark.parametrize(
@@ -71,9 +73,10 @@ def test_a_template_that_leaves_a_begun_answer_out_is_an_error() -> None:
         ("{{ raise_exception('no system prompt') }}", "refuses these messages: no system prompt"),
         ("{{ messages[0].content + 1 }}", "refuses these messages"),
         ("{{ ''.__class__.__mro__ }}", "refuses these messages"),
+        ("{{ 1 // 0 }}", "refuses these messages"),
         ("{% if %}", "cannot be read"),
     ],
 )
-def test_what_a_template_cannot_do_is_one_kind_of_error(source: str, reason: str) -> None:
+def test_every_failure_of_a_template_is_a_template_error(source: str, reason: str) -> None:
     with pytest.raises(TemplateError, match=reason):
         render(source, USER)

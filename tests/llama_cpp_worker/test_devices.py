@@ -1,7 +1,7 @@
-"""What differs from machine to machine: threads, memory and where the layers are; an Apple one is played by programs.
+"""The differences between machines: threads, memory and where the layers are. Fake programs stand for an Apple machine.
 
-The lines of llama.cpp's log are those that its source has for each kind of GPU (src/llama.cpp, src/llama-model.cpp);
-on this machine's processor they come from llama.cpp itself.
+The lines of llama.cpp's log are those of its source for each kind of GPU (src/llama.cpp, src/llama-model.cpp). For
+this machine's processor they come from llama.cpp itself.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -64,22 +65,22 @@ def shown(placement: Placement) -> str:
 # --- threads
 
 
-def test_an_apple_processor_gets_its_performance_cores(machine: Machine) -> None:
+def test_an_apple_processor_uses_its_performance_cores(machine: Machine) -> None:
     machine("Darwin", hw__perflevel0__physicalcpu="4", hw__physicalcpu="8")
     assert physical_cores() == 4
 
 
-def test_a_mac_with_an_intel_processor_gets_its_cores(machine: Machine) -> None:
+def test_a_mac_with_an_intel_processor_uses_its_cores(machine: Machine) -> None:
     machine("Darwin", hw__physicalcpu="6")
     assert physical_cores() == (psutil.cpu_count(logical=False) or psutil.cpu_count())
 
 
-def test_elsewhere_sysctl_is_not_asked(machine: Machine) -> None:
+def test_sysctl_is_used_on_macos_only(machine: Machine) -> None:
     machine("Linux", hw__perflevel0__physicalcpu="99")
     assert physical_cores() == (psutil.cpu_count(logical=False) or psutil.cpu_count())
 
 
-def test_a_machine_without_these_programs_gets_its_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_these_programs_uses_its_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     physical_cores.cache_clear()
     assert physical_cores() == (psutil.cpu_count(logical=False) or psutil.cpu_count())
@@ -90,17 +91,17 @@ def test_a_machine_without_these_programs_gets_its_cores(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize(("level", "is_short"), [("1", False), ("2", True), ("4", True)])
-def test_macos_says_whether_memory_is_short(machine: Machine, level: str, is_short: bool) -> None:
+def test_macos_reports_whether_memory_is_short(machine: Machine, level: str, is_short: bool) -> None:
     machine("Darwin", kern__memorystatus_vm_pressure_level=level)
     assert has_memory_pressure() is is_short
 
 
-def test_a_cache_in_main_memory_takes_a_third_of_what_is_free() -> None:
+def test_a_cache_in_main_memory_gets_a_third_of_the_free_memory() -> None:
     assert placed(layers=["CPU"] * 33).cache_budget(WEIGHTS, 9 * GIB) == pytest.approx(3 * GIB)
-    assert Placement().cache_budget(WEIGHTS, 9 * GIB) == pytest.approx(3 * GIB)  # a log that says nothing
+    assert Placement().cache_budget(WEIGHTS, 9 * GIB) == pytest.approx(3 * GIB)  # an empty log
 
 
-def test_a_cache_on_metal_has_to_fit_metals_limit_and_main_memory() -> None:
+def test_a_cache_on_metal_fits_the_limit_of_metal_and_main_memory() -> None:
     metal = placed(METAL, layers=["MTL0"] * 33)
     left = 10922 * 2**20 - WEIGHTS
     assert metal.cache_budget(WEIGHTS, 9 * GIB) == pytest.approx(3 * GIB)
@@ -112,12 +113,12 @@ def test_memory_pressure_halves_the_cache(machine: Machine) -> None:
     assert placed(METAL, layers=["MTL0"] * 33).cache_budget(WEIGHTS, 9 * GIB) == pytest.approx(1.5 * GIB)
 
 
-def test_a_cache_on_cuda_has_to_fit_the_gpu_alone() -> None:
+def test_a_cache_on_cuda_fits_the_gpu_only() -> None:
     left = 24000 * 2**20 - WEIGHTS
     assert placed(CUDA, layers=["CUDA0"] * 33).cache_budget(WEIGHTS, GIB) == pytest.approx(0.8 * left)
 
 
-def test_a_cache_on_both_has_to_fit_each_with_its_part() -> None:
+def test_a_cache_on_both_fits_each_with_its_part() -> None:
     placement = placed(CUDA, layers=["CPU"] * 24 + ["CUDA0"] * 9)  # 8 of the 32 that have a cache are on the GPU
     assert placement.cache_budget(WEIGHTS, 9 * GIB) == pytest.approx(3 * GIB * 32 / 24)
     left = 24000 * 2**20 - WEIGHTS * 9 / 33
@@ -147,25 +148,25 @@ def test_weights_that_fill_the_gpu_leave_no_cache() -> None:
             "16 of 33 layers on CUDA (NVIDIA T4), 17 on CUDA (NVIDIA GeForce RTX 3090 (laptop))",
             id="two GPUs",
         ),
-        pytest.param(placed(layers=["Kompute0"] * 2), "2 of 2 layers on Kompute", id="a kind we do not know"),
-        pytest.param(Placement(), "", id="not told"),
+        pytest.param(placed(layers=["Kompute0"] * 2), "2 of 2 layers on Kompute", id="unknown kind"),
+        pytest.param(Placement(), "", id="no log"),
     ],
 )
-def test_the_layers_are_shown_where_llama_cpp_put_them(placement: Placement, sentence: str) -> None:
+def test_the_page_shows_where_llama_cpp_put_the_layers(placement: Placement, sentence: str) -> None:
     assert shown(placement) == sentence
 
 
-def test_llama_cpp_itself_tells_where_each_layer_is(tmp_path: Path) -> None:
+def test_the_log_of_llama_cpp_itself_has_the_place_of_each_layer(tmp_path: Path) -> None:
     model = Model(str(write_tiny_llama(tmp_path / "tiny.gguf")), n_slots=1)
-    told = model.describe()
+    description: dict[str, Any] = model.describe()
     model.close()
-    assert (told["layers"], sum(device["layers"] for device in told["devices"])) == (2, 2)  # type: ignore[attr-defined]
-    assert told["threads"] == physical_cores() <= (os.cpu_count() or 1)
+    assert (description["layers"], sum(device["layers"] for device in description["devices"])) == (2, 2)
+    assert description["threads"] == physical_cores() <= (os.cpu_count() or 1)
 
 
-def test_what_the_model_says_is_a_sentence_and_so_is_that_it_has_not_spoken_yet() -> None:
-    told = {"layers": 33, "devices": placed(METAL, layers=["MTL0"] * 33).describe(), "chat_template": "model"}
-    assert describe_model(told) == "33 of 33 layers on Metal (Apple M1)."
-    assert describe_model(told | {"chat_template": "raw"}).endswith("sent to it as Question: … Answer: …")
+def test_the_description_of_a_model_is_a_sentence_also_without_a_report() -> None:
+    report = {"layers": 33, "devices": placed(METAL, layers=["MTL0"] * 33).describe(), "chat_template": "model"}
+    assert describe_model(report) == "33 of 33 layers on Metal (Apple M1)."
+    assert describe_model(report | {"chat_template": "raw"}).endswith("sent to it as Question: … Answer: …")
     assert describe_model(None) == "Waiting for the model to report where its layers are."
     assert describe_model({"gpu_offload": False}) == "The model does not report where its layers are."

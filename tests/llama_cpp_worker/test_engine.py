@@ -169,7 +169,7 @@ def test_an_unexpected_error_ends_only_its_own_request(broken_method: str, caplo
     assert "ZeroDivisionError: a bug" in caplog.text
 
 
-def test_an_unexpected_error_in_a_decode_ends_its_requests_and_no_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_in_a_decode_ends_its_batch_only(monkeypatch: pytest.MonkeyPatch) -> None:
     model = ScriptedModel(n_slots=2)
     engine = Engine(model)
     hit, later = [make_request("a"), make_request("hello")], make_request("another one")
@@ -277,7 +277,7 @@ def test_a_shared_prompt_prefix_is_computed_once_and_changes_no_text() -> None:
     assert all(request.n_cached > len(SYSTEM) - MIN_AWAITED_TOKENS for request in requests[1:])
 
 
-def test_a_request_that_awaits_a_prefix_goes_on_if_that_prefill_is_cancelled() -> None:
+def test_a_request_that_awaits_a_prefix_goes_on_if_it_is_cancelled() -> None:
     engine = Engine(ScriptedModel(n_slots=2, n_batch=16, window=400))
     first, second = make_request(SYSTEM + "a"), make_request(SYSTEM + "b")
     engine.submit(first)

@@ -1,4 +1,4 @@
-"""llama.cpp itself, with the demo model and with a tiny one of Llama 2's kind: tokens, grammars, log probabilities."""
+"""The model with real files, the demo model and a tiny Llama 2: tokens, grammars, log probabilities."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from llama_cpp_worker.chat_template import TemplateError
 from llama_cpp_worker.engine import Engine, Request
-from llama_cpp_worker.model import Model, TemplateError
+from llama_cpp_worker.model import Model
 from llama_cpp_worker.sampling_params import SamplingParams
 from llama_cpp_worker.schema import JSON_OBJECT_GRAMMAR, json_schema_to_gbnf
 from tests.support.tiny_llama import write_tiny_llama
@@ -68,7 +69,7 @@ def test_chatml_tokens_typed_by_a_person_stay_text(demo: Model, typed: str) -> N
     assert typed.encode() in b"".join(demo.piece(token) for token in tokens)
 
 
-def test_a_raw_prompt_may_have_control_tokens(demo: Model) -> None:
+def test_a_raw_prompt_may_contain_control_tokens(demo: Model) -> None:
     assert control_tokens(demo, demo.tokenize_prompt("<|im_start|>user")) == [b"<|im_start|>"]
 
 
@@ -80,7 +81,7 @@ def test_llama_2_tokens_typed_by_a_person_stay_text(llama2: Model, typed: str) -
     assert b"".join(llama2.piece(token) for token in tokens) == f" [INST] {typed} [/INST]".encode()
 
 
-def test_llama_2_has_one_bos_per_turn_from_its_template_and_none_beside(llama2: Model) -> None:
+def test_llama_2_has_one_bos_per_turn_and_no_other(llama2: Model) -> None:
     messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "the"}]
     tokens = llama2.tokenize_chat([*messages, {"role": "user", "content": "a"}])
     assert [token for token in tokens if token in (1, 2)] == [1, 2, 1]
@@ -89,11 +90,11 @@ def test_llama_2_has_one_bos_per_turn_from_its_template_and_none_beside(llama2: 
 
 def test_a_last_message_of_the_assistant_stays_open(demo: Model) -> None:
     question = {"role": "user", "content": "Count."}
-    asked = demo.tokenize_chat([question])
-    begun = demo.tokenize_chat([question, {"role": "assistant", "content": "one, two</s><|im_end|>"}])
-    assert begun[: len(asked)] == asked
-    assert b"".join(demo.piece(token) for token in begun[len(asked) :]) == b"one, two</s><|im_end|>"
-    assert control_tokens(demo, begun) == control_tokens(demo, asked)
+    prompt = demo.tokenize_chat([question])
+    continued = demo.tokenize_chat([question, {"role": "assistant", "content": "one, two</s><|im_end|>"}])
+    assert continued[: len(prompt)] == prompt
+    assert b"".join(demo.piece(token) for token in continued[len(prompt) :]) == b"one, two</s><|im_end|>"
+    assert control_tokens(demo, continued) == control_tokens(demo, prompt)
 
 
 def test_a_template_can_refuse_messages(llama2: Model) -> None:
@@ -158,7 +159,7 @@ def test_a_bias_bans_or_forces_a_token(demo: Model) -> None:
     assert complete(demo, "Hello", max_tokens=3, logit_bias={other: 100}).completion == [other] * 3
 
 
-def test_penalties_count_what_was_generated_and_not_the_prompt(demo: Model) -> None:
+def test_penalties_count_generated_tokens_and_not_the_prompt(demo: Model) -> None:
     question = "Repeat: la la la la la la la la la la"
     free = complete(demo, question, ignore_eos=True).completion
     penalized = complete(demo, question, ignore_eos=True, frequency_penalty=2.0, presence_penalty=2.0).completion
@@ -166,14 +167,14 @@ def test_penalties_count_what_was_generated_and_not_the_prompt(demo: Model) -> N
     assert len(set(penalized)) > len(set(free))
 
 
-def test_a_temperature_just_above_zero_is_as_good_as_zero(demo: Model) -> None:
+def test_a_temperature_just_above_zero_works_like_zero(demo: Model) -> None:
     assert complete(demo, "Hello", temperature=1e-40).completion == complete(demo, "Hello").completion
 
 
 # --- log probabilities
 
 
-def test_log_probabilities_are_those_of_the_model_before_any_sampler(demo: Model) -> None:
+def test_log_probabilities_are_those_before_any_sampler(demo: Model) -> None:
     request = complete(demo, "Hello", logprobs=20, max_tokens=5, ignore_eos=True)
     tokens = request.take_tokens()
     assert len(tokens) == 5
@@ -188,14 +189,14 @@ def test_log_probabilities_are_those_of_the_model_before_any_sampler(demo: Model
     assert forced.likeliest == tokens[0].likeliest[:1]
 
 
-def test_a_forbidden_end_is_still_told_of(demo: Model) -> None:
+def test_a_forbidden_end_token_is_reported_among_the_likeliest(demo: Model) -> None:
     answer = complete(demo, "Say only: yes", logprobs=5, ignore_eos=True, max_tokens=40)
     names = [one.piece for token in answer.take_tokens() for one in token.likeliest]
     assert b"<|im_end|>" in names
     assert b"<|im_end|>" not in [demo.piece(token, shows_control=True) for token in answer.completion]
 
 
-def test_the_bytes_of_the_tokens_are_the_text(demo: Model) -> None:
+def test_the_bytes_of_all_tokens_are_the_text(demo: Model) -> None:
     answer = complete(demo, "Say: naïve café 🙂 日本語", logprobs=0, max_tokens=60, temperature=1.0, seed=4)
     tokens = answer.take_tokens()
     text = answer.take_text()
@@ -204,7 +205,7 @@ def test_the_bytes_of_the_tokens_are_the_text(demo: Model) -> None:
     assert all(token.likeliest == () for token in tokens)
 
 
-def test_the_fingerprint_is_that_of_the_file_and_its_window(demo: Model, llama2: Model) -> None:
+def test_the_fingerprint_depends_on_the_file_and_n_ctx(demo: Model, llama2: Model) -> None:
     longer = Model(demo.path, n_slots=1, n_ctx=2048, n_threads=1)
     same = Model(demo.path, n_slots=1, n_ctx=1024, n_threads=2)
     try:

@@ -1,4 +1,4 @@
-"""The clients that people have, against TorchServe with its inference key: the openai package, LangChain, llm."""
+"""Other people's clients, against TorchServe with its inference key: the openai package, LangChain, llm."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jsonschema
 import openai
 import pytest
 from openai import OpenAI
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, SecretStr
 
 from torchserve_client.config import ServerConfig
 from torchserve_client.running_server import key_file
 
 MODEL = "llamacpp"
-HELLO = [{"role": "user", "content": "What is the closest star to Earth?"}]
-GREEDY = {"temperature": 0, "max_tokens": 24}
+HELLO: Any = [{"role": "user", "content": "What is the closest star to Earth?"}]
+GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
 
 
 class Person(BaseModel):
@@ -34,7 +34,7 @@ class Person(BaseModel):
 
 
 def key(server: ServerConfig) -> str:
-    return json.loads(key_file(server).read_text())["inference"]["key"]
+    return str(json.loads(key_file(server).read_text())["inference"]["key"])
 
 
 def base_url(server: ServerConfig) -> str:
@@ -65,7 +65,7 @@ def test_a_chat_answer(client: OpenAI) -> None:
 
 def test_a_streamed_chat_answer_is_the_same_text(client: OpenAI) -> None:
     whole = client.chat.completions.create(model=MODEL, messages=HELLO, **GREEDY)
-    options = {"include_usage": True}
+    options: Any = {"include_usage": True}
     chunks = list(
         client.chat.completions.create(model=MODEL, messages=HELLO, stream=True, stream_options=options, **GREEDY)
     )
@@ -76,7 +76,7 @@ def test_a_streamed_chat_answer_is_the_same_text(client: OpenAI) -> None:
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == whole.choices[0].finish_reason
 
 
-def test_the_packages_own_stream_helper_puts_the_pieces_together(client: OpenAI) -> None:
+def test_the_stream_helper_of_the_package_joins_the_pieces(client: OpenAI) -> None:
     with client.chat.completions.stream(model=MODEL, messages=HELLO, logprobs=True, temperature=0) as stream:
         content = "".join(event.delta for event in stream if event.type == "content.delta")
         final = stream.get_final_completion()
@@ -92,8 +92,8 @@ def test_a_completion(client: OpenAI, prompt: str) -> None:
     assert answer.id.startswith("cmpl-")
 
 
-def test_two_choices_differ_and_a_seed_gives_them_again(client: OpenAI) -> None:
-    ask = {"model": MODEL, "messages": HELLO, "n": 2, "seed": 3, "temperature": 1.5, "max_tokens": 16}
+def test_two_choices_differ_and_a_seed_repeats_them(client: OpenAI) -> None:
+    ask: dict[str, Any] = {"model": MODEL, "messages": HELLO, "n": 2, "seed": 3, "temperature": 1.5, "max_tokens": 16}
     first, second = (client.chat.completions.create(**ask) for _ in range(2))
     texts = [choice.message.content for choice in first.choices]
     assert [choice.index for choice in first.choices] == [0, 1]
@@ -136,12 +136,12 @@ def test_a_stop_string_is_in_neither_the_text_nor_the_log_probabilities(client: 
     (choice,) = answer.choices
     assert choice.finish_reason == "stop"
     assert choice.logprobs and choice.logprobs.content
-    told = "".join(token.token for token in choice.logprobs.content)
-    assert (choice.message.content or "").startswith(told)
-    assert "Cent" not in told
+    reported = "".join(token.token for token in choice.logprobs.content)
+    assert (choice.message.content or "").startswith(reported)
+    assert "Cent" not in reported
 
 
-def test_a_json_schema_is_kept(client: OpenAI) -> None:
+def test_an_answer_follows_its_json_schema(client: OpenAI) -> None:
     schema = Person.model_json_schema()
     answer = client.chat.completions.create(
         model=MODEL,
@@ -155,7 +155,7 @@ def test_a_json_schema_is_kept(client: OpenAI) -> None:
     jsonschema.validate(json.loads(answer.choices[0].message.content or ""), schema)
 
 
-def test_the_packages_own_parse_gives_an_object(client: OpenAI) -> None:
+def test_the_parse_method_of_the_package_gives_an_object(client: OpenAI) -> None:
     answer = client.chat.completions.parse(
         model=MODEL,
         messages=[{"role": "user", "content": "Invent a person."}],
@@ -173,7 +173,7 @@ def test_a_json_object(client: OpenAI) -> None:
         messages=[{"role": "user", "content": "Give me a JSON object with one key."}],
         response_format={"type": "json_object"},
         max_tokens=400,
-        frequency_penalty=1,  # or a model this small goes on forever
+        frequency_penalty=1,  # without it, such a small model repeats itself until max_tokens
         seed=1,
     )
     if answer.choices[0].finish_reason == "stop":
@@ -181,7 +181,7 @@ def test_a_json_object(client: OpenAI) -> None:
     assert (answer.choices[0].message.content or "").startswith("{")
 
 
-def test_a_grammar_of_ones_own(client: OpenAI) -> None:
+def test_an_answer_follows_its_grammar(client: OpenAI) -> None:
     answer = client.chat.completions.create(
         model=MODEL, messages=HELLO, extra_body={"grammar": 'root ::= "Sun" | "Moon"'}, max_tokens=20
     )
@@ -190,7 +190,7 @@ def test_a_grammar_of_ones_own(client: OpenAI) -> None:
 
 
 def test_a_bias_forces_a_token(client: OpenAI) -> None:
-    ask = {"model": MODEL, "prompt": [504, 2365], "max_tokens": 3, "temperature": 0, "logprobs": 0}
+    ask: dict[str, Any] = {"model": MODEL, "prompt": [504, 2365], "max_tokens": 3, "temperature": 0, "logprobs": 0}
     answer = client.completions.create(**ask, logit_bias={"1000": 100})
     assert answer.choices[0].logprobs
     assert len(set(answer.choices[0].logprobs.tokens or [])) == 1
@@ -215,7 +215,7 @@ BAD_SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"ty
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_bad_request_names_its_parameter(client: OpenAI, changes: dict, param: str) -> None:
+def test_a_bad_request_names_its_parameter(client: OpenAI, changes: dict[str, Any], param: str) -> None:
     with pytest.raises(openai.BadRequestError) as refusal:
         client.chat.completions.create(**{"model": MODEL, "messages": HELLO, **changes})
     assert refusal.value.param == param
@@ -236,7 +236,7 @@ def test_a_wrong_key_is_refused(server: ServerConfig) -> None:
 def test_langchain_chats_streams_and_gets_an_object(server: ServerConfig) -> None:
     from langchain_openai import ChatOpenAI
 
-    chat = ChatOpenAI(base_url=base_url(server), api_key=key(server), model=MODEL, temperature=0, max_tokens=200)
+    chat = ChatOpenAI(base_url=base_url(server), api_key=SecretStr(key(server)), model=MODEL, temperature=0)
     assert "Proxima" in chat.invoke("What is the closest star to Earth?").content
     assert "Proxima" in "".join(str(chunk.content) for chunk in chat.stream("What is the closest star to Earth?"))
     assert isinstance(chat.with_structured_output(Person).invoke("Invent a person."), Person)
@@ -245,7 +245,9 @@ def test_langchain_chats_streams_and_gets_an_object(server: ServerConfig) -> Non
 def test_langchain_completes(server: ServerConfig) -> None:
     from langchain_openai import OpenAI as Completions
 
-    model = Completions(base_url=base_url(server), api_key=key(server), model=MODEL, temperature=0, max_tokens=12)
+    model = Completions(
+        base_url=base_url(server), api_key=SecretStr(key(server)), model=MODEL, temperature=0, max_tokens=12
+    )
     assert "four" in model.invoke("One, two, three,")
 
 

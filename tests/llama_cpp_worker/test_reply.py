@@ -90,7 +90,7 @@ def test_a_whole_chat_answer_is_an_openai_object_with_usage_and_timings() -> Non
     }
 
 
-def test_a_streamed_chat_answer_begins_with_the_role_and_ends_with_usage_and_done() -> None:
+def test_a_streamed_chat_answer_has_role_text_usage_and_done() -> None:
     reply = make_reply(Route.CHAT, {**HELLO, "stream": True, "stream_options": {"include_usage": True}})
     text = reply.next_piece() + generate(reply, "Hi") + generate(reply, "") + finish(reply)
     first, piece, ending, usage = events(text)
@@ -199,7 +199,7 @@ def test_log_probabilities_are_null_without_request() -> None:
     assert json.loads(finish(reply))["choices"][0]["logprobs"] is None
 
 
-def test_streamed_choices_have_an_index_and_only_the_last_event_has_timings() -> None:
+def test_streamed_choices_have_an_index_and_one_event_has_timings() -> None:
     reply = make_reply(Route.CHAT, {**HELLO, "n": 2, "stream": True})
     text = generate(reply, "A") + generate(reply, "B", index=1)
     end(reply.requests[1], "length")

@@ -1,4 +1,4 @@
-"""The wire inwards, without a server: what is accepted, and what is refused and how."""
+"""The wire inwards, without a server: which requests are accepted, and how the others are refused."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
     ],
     ids=lambda value: value.name if isinstance(value, Route) else repr(value)[:50],
 )
-def test_a_bad_request_is_refused_and_its_parameter_named(route: Route, body: dict[str, object], param: str) -> None:
+def test_a_bad_request_is_refused_by_parameter_name(route: Route, body: dict[str, object], param: str) -> None:
     with pytest.raises(ApiError) as refusal:
         parse_request(route, {"body": body})
     assert refusal.value.status == 400
@@ -91,13 +91,13 @@ def test_a_bad_request_is_refused_and_its_parameter_named(route: Route, body: di
 @pytest.mark.parametrize(
     "body", [b"{bad", b"\xff\xfe", b"[1]", b"5", b"[" * 100_000, b""], ids=lambda body: repr(body[:9])
 )
-def test_what_is_no_json_object_is_refused(body: bytes) -> None:
+def test_a_body_that_is_no_json_object_is_refused(body: bytes) -> None:
     with pytest.raises(ApiError) as refusal:
         parse_request(Route.PREDICT, {"body": body})
     assert refusal.value.code == "invalid_json"
 
 
-def test_an_unknown_path_is_404_and_the_known_ones_are_named() -> None:
+def test_an_unknown_path_is_404_and_lists_the_known_ones() -> None:
     assert find_route("v1/chat/completions/") is Route.CHAT
     with pytest.raises(ApiError, match="/v1/models") as refusal:
         find_route("v1/embeddings")
@@ -119,13 +119,13 @@ def test_form_fields_work_as_json_does() -> None:
     assert refusal.value.param == "temperature"
 
 
-def test_content_may_come_in_text_parts() -> None:
+def test_content_may_consist_of_text_parts() -> None:
     parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
     request = parse_request(Route.CHAT, {"body": {"messages": [{"role": "user", "content": parts}]}})
     assert request.messages == HELLO["messages"]
 
 
-def test_what_asks_for_nothing_is_accepted() -> None:
+def test_values_without_effect_are_accepted() -> None:
     nothing = {"n": None, "seed": None, "logprobs": None, "user": None, "logit_bias": None, "response_format": None}
     values = {name: allowed[0] if allowed else None for name, allowed in WITHOUT_EFFECT.items()}
     request = parse_request(Route.CHAT, {"body": {**HELLO, **nothing, **values}})
@@ -133,20 +133,26 @@ def test_what_asks_for_nothing_is_accepted() -> None:
     assert parse_request(Route.CHAT, {"body": {**HELLO, **dict.fromkeys(WITHOUT_EFFECT)}}).messages
 
 
-def test_an_answer_of_ours_can_be_sent_back_as_a_message() -> None:
-    message = {"role": "assistant", "content": "Hi", "refusal": None, "tool_calls": None, "annotations": []}
+def test_an_answer_of_this_server_can_be_sent_back_as_a_message() -> None:
+    message: dict[str, object] = {
+        "role": "assistant",
+        "content": "Hi",
+        "refusal": None,
+        "tool_calls": None,
+        "annotations": [],
+    }
     request = parse_request(Route.CHAT, {"body": {"messages": [message, {"role": "developer", "content": "x"}]}})
     assert request.messages == [{"role": "assistant", "content": "Hi"}, {"role": "system", "content": "x"}]
 
 
 @pytest.mark.parametrize(
-    ("prompt", "read"),
+    ("prompt", "parsed"),
     [("a", "a"), (["a"], "a"), ([5, 6], [5, 6]), ([[5, 6]], [5, 6]), ([5], [5])],
     ids=repr,
 )
-def test_a_prompt_is_a_text_or_its_tokens_alone_or_in_a_list(prompt: object, read: object) -> None:
+def test_a_prompt_is_a_text_or_its_tokens_alone_or_in_a_list(prompt: object, parsed: object) -> None:
     request = parse_request(Route.COMPLETIONS, {"body": {"prompt": prompt, "logprobs": 2}})
-    assert (request.prompt, request.logprobs) == (read, 2)
+    assert (request.prompt, request.logprobs) == (parsed, 2)
 
 
 def test_logprobs_of_a_chat_are_true_and_a_number() -> None:

@@ -1,4 +1,4 @@
-"""The real thing: TorchServe, its worker, llama.cpp and the demo model, spoken to over HTTP."""
+"""The whole server over HTTP: TorchServe, its worker, llama.cpp and the demo model."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from tests.support.serving import wait_until
 from tests.support.wire import CHAT_PATH, MODEL_PATH, Stream, chat_body, engine_metrics, headers, post, stream_at_once
 from torchserve_client.config import ServerConfig
 from torchserve_client.management import ManagementClient
-from torchserve_client.process import key_file
+from torchserve_client.running_server import key_file
 
 QUESTION = "Question: What is the closest star to Earth ? Answer:"
-GREEDY = {"temperature": 0}
+GREEDY: dict[str, Any] = {"temperature": 0}
 ENDLESS = chat_body(
     "Repeat the word la forever: la la la la la la la la la la la", max_tokens=2000, ignore_eos=True, **GREEDY
 )
 
 
-def test_the_users_original_call_answers_with_the_prompt_and_its_completion(server: ServerConfig) -> None:
+def test_the_plain_call_answers_with_the_prompt_and_its_completion(server: ServerConfig) -> None:
     response = post(server, {"prompt": QUESTION, "max_tokens": 40, "top_p": 0.95, **GREEDY})
     assert response.status_code == 200
     assert response.headers["content-type"].startswith("text/plain")
@@ -63,15 +63,15 @@ def test_the_served_model_is_described(server: ServerConfig) -> None:
     assert answer["system_fingerprint"] == model["meta"]["fingerprint"]
 
 
-def test_a_stream_tells_how_far_the_prompt_is_read_and_counts_as_it_goes(server: ServerConfig) -> None:
-    question = f"{time.time()} " + "Read this. " * 1200  # nothing of it is in the cache
+def test_a_stream_reports_the_progress_of_the_prompt_and_counts_tokens(server: ServerConfig) -> None:
+    question = f"{time.time()} " + "Read this. " * 400  # nothing of it is in the prefix cache
     body = chat_body(question, max_tokens=8, stream=True, ignore_eos=True, **GREEDY)
     response = post(server, {**body, "return_progress": True, "timings_per_token": True}, CHAT_PATH)
     events = [json.loads(line.removeprefix("data: ")) for line in response.text.split("\n\n")[:-2]]
     progress = [event["prompt_progress"] for event in events if "prompt_progress" in event]
-    read = [told["processed"] for told in progress]
-    assert len(read) > 1 and read == sorted(set(read))
-    assert all(0 < told["processed"] < told["total"] for told in progress)
+    prefilled = [each["processed"] for each in progress]
+    assert len(prefilled) > 1 and prefilled == sorted(set(prefilled))
+    assert all(0 < each["processed"] < each["total"] for each in progress)
     counts = [event["timings"]["predicted_n"] for event in events if "timings" in event]
     assert counts == sorted(counts) and counts[-1] == 8
 
@@ -80,13 +80,13 @@ def test_a_last_message_of_the_assistant_is_continued(server: ServerConfig) -> N
     question = {"role": "user", "content": "What is the closest star to Earth?"}
     whole = post(server, {"messages": [question], "max_tokens": 30, **GREEDY}, CHAT_PATH).json()
     text = whole["choices"][0]["message"]["content"]
-    begun = text[: text.rindex(" ", 0, len(text) // 2)]
-    messages = [question, {"role": "assistant", "content": begun}]
+    beginning = text[: text.rindex(" ", 0, len(text) // 2)]
+    messages = [question, {"role": "assistant", "content": beginning}]
     rest = post(server, {"messages": messages, "max_tokens": 30, **GREEDY}, CHAT_PATH).json()
-    assert (begun + rest["choices"][0]["message"]["content"]).startswith(text[: len(begun) + 10])
+    assert (beginning + rest["choices"][0]["message"]["content"]).startswith(text[: len(beginning) + 10])
 
 
-def test_history_reaches_the_model(server: ServerConfig) -> None:
+def test_earlier_messages_reach_the_model(server: ServerConfig) -> None:
     messages = [
         {"role": "system", "content": "You are a helpful assistant."},
         {"role": "user", "content": "My name is Wilhelmina."},
@@ -97,14 +97,14 @@ def test_history_reaches_the_model(server: ServerConfig) -> None:
     assert "Wilhelmina" in answer["choices"][0]["message"]["content"]
 
 
-def test_greedy_text_is_the_same_alone_and_in_company(server: ServerConfig) -> None:
+def test_greedy_text_does_not_depend_on_other_requests(server: ServerConfig) -> None:
     body = chat_body("What is the capital of France?", max_tokens=24, **GREEDY)
     alone = Stream(server, body).start().finish()
-    company = stream_at_once(server, [body, *(chat_body(f"Tell me about {n}.", max_tokens=60) for n in range(7))])
-    assert company[0].text == alone.text
+    together = stream_at_once(server, [body, *(chat_body(f"Tell me about {n}.", max_tokens=60) for n in range(7))])
+    assert together[0].text == alone.text
 
 
-def test_the_same_seed_gives_the_same_text(server: ServerConfig) -> None:
+def test_a_seed_repeats_its_text(server: ServerConfig) -> None:
     body = chat_body("Invent a name for a cat.", max_tokens=24, temperature=1.5, seed=7)
     first, second = (Stream(server, body).start().finish().text for _ in range(2))
     assert first == second != Stream(server, {**body, "seed": 8}).start().finish().text
@@ -118,7 +118,7 @@ def test_a_stop_string_ends_the_answer_and_is_not_in_it(server: ServerConfig) ->
     assert "Cent" not in stream.text
 
 
-def test_eight_streams_overlap_and_take_at_most_07_of_the_time_of_eight_in_turn(server: ServerConfig) -> None:
+def test_eight_streams_at_once_take_at_most_07_of_eight_in_turn(server: ServerConfig) -> None:
     bodies = [chat_body(f"Tell me a long story about the number {n}.", max_tokens=64) for n in range(8)]
     ratios = []
     for _ in range(3):
@@ -138,7 +138,7 @@ def test_eight_streams_overlap_and_take_at_most_07_of_the_time_of_eight_in_turn(
     assert min(ratios) <= 0.7
 
 
-def test_a_shared_beginning_is_computed_once_and_usage_tells(server: ServerConfig) -> None:
+def test_a_shared_prefix_is_computed_once_and_usage_reports_it(server: ServerConfig) -> None:
     system = {"role": "system", "content": f"You are a librarian in the year {time.time_ns()}. " * 12}
 
     def ask(*messages: dict[str, str]) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def test_a_shared_beginning_is_computed_once_and_usage_tells(server: ServerConfi
     assert next_turn["prompt_tokens_details"]["cached_tokens"] >= first["prompt_tokens"] - 1
 
 
-BAD_REQUESTS = {
+BAD_REQUESTS: dict[str, tuple[Any, str | None]] = {
     "no prompt": ({}, "prompt"),
     "prompt and messages": ({"prompt": "a", **chat_body("b")}, "messages"),
     "temperature hot": ({"prompt": "a", "temperature": "hot"}, "temperature"),
@@ -178,7 +178,7 @@ def check_bad_requests_among_good_ones(config: ServerConfig) -> None:
     assert [(stream.finish().is_done, stream.failure) for stream in good] == [(True, None)] * 3
 
 
-def test_bad_requests_are_refused_by_name_while_good_ones_finish(server: ServerConfig) -> None:
+def test_bad_requests_are_refused_while_good_ones_finish(server: ServerConfig) -> None:
     check_bad_requests_among_good_ones(server)
 
 
@@ -188,7 +188,7 @@ def test_an_unknown_path_is_404(server: ServerConfig) -> None:
     assert "/v1/chat/completions" in answer.json()["error"]["message"]
 
 
-def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(server: ServerConfig) -> None:
+def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers(server: ServerConfig) -> None:
     models = requests.get(f"{server.inference_url}{MODEL_PATH}/1.0/v1/models", headers=headers(server), timeout=60)
     window = models.json()["data"][0]["meta"]["context_window"]
     answer = post(server, {"prompt": "word " * (window + 100)})
@@ -199,7 +199,7 @@ def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(server: S
     assert f"{window + 101:,}" in error["message"]
 
 
-def test_a_client_that_hangs_up_frees_its_slot_while_others_stream_on(server: ServerConfig) -> None:
+def test_a_client_that_disconnects_frees_its_slot_while_others_stream(server: ServerConfig) -> None:
     before = engine_metrics(server)
     other = Stream(server, chat_body("Tell me a very long story.", max_tokens=300, seed=1)).start().wait_for_text()
     leaver = Stream(server, ENDLESS).start().wait_for_text()
@@ -218,7 +218,7 @@ def test_a_client_that_hangs_up_frees_its_slot_while_others_stream_on(server: Se
 
 
 @pytest.mark.parametrize("streamed", [True, False], ids=["streamed", "whole"])
-def test_the_last_client_that_hangs_up_leaves_no_slot_busy(server: ServerConfig, streamed: bool) -> None:
+def test_the_last_client_that_disconnects_leaves_no_slot_busy(server: ServerConfig, streamed: bool) -> None:
     wait_until(lambda: engine_metrics(server)["llamacpp_slots_busy"] == 0, what="an idle engine")
     if streamed:
         Stream(server, ENDLESS).start().wait_for_text().hang_up()
@@ -233,7 +233,7 @@ def test_the_last_client_that_hangs_up_leaves_no_slot_busy(server: ServerConfig,
     assert Stream(server, chat_body("Hello", max_tokens=4)).start().finish().is_done
 
 
-def test_a_killed_worker_cuts_the_answer_visibly_and_comes_back_by_itself(server: ServerConfig) -> None:
+def test_a_killed_worker_cuts_its_answer_visibly_and_is_restarted(server: ServerConfig) -> None:
     status = ManagementClient(server).describe()
     assert status is not None
     stream = Stream(server, ENDLESS).start().wait_for_text()
@@ -268,9 +268,9 @@ def test_with_two_workers_short_answers_do_not_wait_for_long_ones(dynamic_server
     bodies = [{**ENDLESS, "max_tokens": count} for count in (4, 4, 4, 4, 400, 400, 400, 400)]
     streams = stream_at_once(dynamic_server, bodies)
     assert all(stream.is_done for stream in streams)
-    # From its own first token on: which worker it got, and whether it had to wait for one, is not the question here.
-    writing = [(stream.ended_at or 0) - (stream.first_at or 0) for stream in streams]
-    assert max(writing[:4]) < min(writing[4:]) / 2
+    # Measured from each answer's first token: the wait for a worker does not count here.
+    seconds = [(stream.ended_at or 0) - (stream.first_at or 0) for stream in streams]
+    assert max(seconds[:4]) < min(seconds[4:]) / 2
 
 
 def test_with_two_workers_bad_requests_are_refused_while_good_ones_finish(dynamic_server: ServerConfig) -> None:

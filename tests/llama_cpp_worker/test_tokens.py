@@ -1,7 +1,7 @@
-"""Prompts and token ids beside Hugging Face's and Meta's own: Llama 2's real vocabulary, Llama 3's, and chat templates.
+"""Prompts and token ids compared with Hugging Face and Meta: the vocabularies of Llama 2 and Llama 3, chat templates.
 
-Hugging Face means here what a snapshot's files say: tokenizer.json, which transformers 4 used as it is. transformers 5
-builds a tokenizer of its own instead; where that differs is a test, too.
+"Hugging Face" is the file tokenizer.json of a snapshot, which transformers 4 used unchanged. transformers 5 builds
+another tokenizer instead; a test shows where it differs.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from llama_cpp_worker.chat_template import TemplateError
 from llama_cpp_worker.engine import Engine, Request
-from llama_cpp_worker.model import Model, TemplateError
+from llama_cpp_worker.model import Model
 from llama_cpp_worker.sampling_params import SamplingParams
 from tests.support.gguf_snapshot import write_snapshot_of
 from tests.support.llama_snapshots import (
@@ -215,13 +216,13 @@ def test_llama_2s_tokens_are_metas_whatever_is_typed(llama_2: Llama, sentencepie
     assert [token for token in tokens if token < 3] == [1, 2, 1]
 
 
-def test_transformers_5_differs_where_blanks_meet_and_in_the_space_after_a_control_token(
+def test_transformers_5_differs_at_blanks_and_after_control_tokens(
     llama_2: Llama, tokenizer_json: Any
 ) -> None:
     """It builds a tokenizer of its own: "[INST]" follows <s> without the space that Llama 2 was trained with."""
 
     def differs(text: str) -> bool:
-        return llama_2.tokenizer(text)["input_ids"] != tokenizer_json.encode(text).ids
+        return bool(llama_2.tokenizer(text)["input_ids"] != tokenizer_json.encode(text).ids)
 
     assert {text for text in TEXTS if differs(text)} <= {text for text in TEXTS if re.search("^[ ▁]|[ ▁]{2}", text)}
     messages = CONVERSATIONS["several turns"]
@@ -310,7 +311,7 @@ def answer(model: Model, question: str) -> Request:
 
 
 @pytest.mark.parametrize("question", ["What is the closest star to Earth?", "Name three colours.", "Write a haiku: 雨"])
-def test_the_demo_model_answers_the_same_after_the_way_through_a_snapshot(
+def test_answers_of_the_demo_model_survive_a_snapshot(
     demo: Model, converted: Model, question: str
 ) -> None:
     before, after = answer(demo, question), answer(converted, question)
@@ -318,7 +319,7 @@ def test_the_demo_model_answers_the_same_after_the_way_through_a_snapshot(
     assert after.take_tokens() == before.take_tokens()  # with the log probabilities of the likeliest
 
 
-def test_the_demo_models_tokens_and_template_survive_the_way_through_a_snapshot(demo: Model, converted: Model) -> None:
+def test_tokens_and_template_of_the_demo_model_survive_a_snapshot(demo: Model, converted: Model) -> None:
     for text in TEXTS:
         messages = [SYSTEM, {"role": "user", "content": text}]
         assert converted.tokenize_prompt(text) == demo.tokenize_prompt(text)

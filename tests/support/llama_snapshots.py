@@ -180,7 +180,8 @@ def write_weights(folder: Path, n_vocab: int) -> None:
         max_position_embeddings=N_TRAIN,
     )
     torch.manual_seed(0)
-    LlamaForCausalLM(config).half().save_pretrained(folder)
+    model: Any = LlamaForCausalLM(config)
+    model.half().save_pretrained(folder)
 
 
 def convert(snapshot: Path, gguf: Path) -> Path:

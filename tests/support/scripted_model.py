@@ -1,12 +1,13 @@
-"""A model whose next token is a function of all tokens before it, so that a mixed-up cache changes the text.
+"""A model whose next token depends on all tokens before it, so that a wrong KV cache changes the text.
 
-A token is a byte; END ends an answer. It checks what llama.cpp demands: consecutive positions, ascending slots, at
-most n_batch tokens. `fail_with` makes the next decode fail. `clock` advances by a time per token, as a model would.
+A token is a byte; END ends an answer. The model checks what llama.cpp demands: consecutive positions, ascending slots,
+at most n_batch tokens. `fail_with` makes the next decode fail. `clock` advances by a fixed time per token.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 
 from llama_cpp_worker.model import Chunk, DecodeError
@@ -58,7 +59,7 @@ class ScriptedModel:
             raise error
         slots = [chunk.slot for chunk in chunks]
         assert slots == sorted(set(slots)), "slots must be ascending, each once"
-        self.n_passes += 1 + sum(later != earlier + 1 for earlier, later in zip(slots, slots[1:], strict=False))
+        self.n_passes += 1 + sum(later != earlier + 1 for earlier, later in itertools.pairwise(slots))
         assert 0 < sum(len(chunk.tokens) for chunk in chunks) <= self.n_batch
         indices, size = [], 0
         for chunk in chunks:

@@ -1,6 +1,6 @@
-"""A Llama with random weights and a vocabulary of Llama 2's kind (SentencePiece, <s>, </s>), written as a GGUF file.
+"""A tiny GGUF file: a Llama with random weights and a vocabulary like Llama 2's (SentencePiece, <s>, </s>).
 
-It has the real thing's file format, tokenizer and chat template, in 100 kB: for tests about tokens, not about answers.
+It has 100 kB, and a real file format, tokenizer and chat template. It is for tests of tokens, not of answers.
 """
 
 from __future__ import annotations

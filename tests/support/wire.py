@@ -1,4 +1,4 @@
-"""What the end-to-end tests say over HTTP, byte by byte: not through our own client, which is tested elsewhere."""
+"""HTTP requests for the end-to-end tests. They do not use torchserve_client, which has tests of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import requests
 
 from torchserve_client.config import ServerConfig
-from torchserve_client.process import key_file
+from torchserve_client.running_server import key_file
 
 MODEL_PATH = "/predictions/llamacpp"
 CHAT_PATH = f"{MODEL_PATH}/1.0/v1/chat/completions"
@@ -36,7 +36,7 @@ def chat_body(question: str, **params: Any) -> dict[str, Any]:
 
 @dataclass
 class Stream:
-    """A streamed chat answer, read in a thread of its own until it ends or `hang_up` is called."""
+    """A streamed chat answer. A thread reads it until it ends or `hang_up` is called."""
 
     config: ServerConfig
     body: dict[str, Any]
@@ -97,7 +97,7 @@ class Stream:
         return self
 
     def hang_up(self) -> None:
-        """Closes the connection as a client that goes away does."""
+        """Closes the connection, like a client that goes away."""
         assert self._response is not None
         connection = self._response.raw.connection
         connection.sock.shutdown(2)
@@ -112,7 +112,7 @@ def stream_at_once(config: ServerConfig, bodies: list[dict[str, Any]]) -> list[S
 
 
 def engine_metrics(config: ServerConfig) -> dict[str, float]:
-    """The engine's own counters from TorchServe's metrics endpoint, summed over the workers."""
+    """The engine's metrics from TorchServe's metrics endpoint, summed over the workers."""
     text = requests.get(f"{config.metrics_url}/metrics", headers=headers(config), timeout=TIMEOUT).text
     sums: dict[str, float] = {}
     for name, value in re.findall(r"^(llamacpp_\w+)\{.*\} (\S+)$", text, re.MULTILINE):
