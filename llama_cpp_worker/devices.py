@@ -44,7 +44,7 @@ class Device:
 
     @property
     def is_in_main_memory(self) -> bool:
-        """Whether the KV cache is in main memory. Metal uses main memory, too, up to a limit."""
+        """Whether its part of the KV cache is in main memory. Metal, too, uses main memory, up to a limit."""
         return self.kind in ("CPU", "Metal")
 
 

@@ -15,7 +15,7 @@ import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -65,21 +65,13 @@ class Model:
     """
 
     def __init__(
-        self,
-        path: str,
-        n_slots: int,
-        n_ctx: int = 0,
-        n_batch: int = 512,
-        n_gpu_layers: int = -1,
-        n_threads: int = 0,
+        self, path: str, n_slots: int, n_ctx: int = 0, n_batch: int = 512, n_gpu_layers: int = -1, n_threads: int = 0
     ) -> None:
         if not Path(path).is_file():
             raise ModelLoadError(f"There is no model file at '{path}': run package_llama.sh, or correct model_path.")
         max_slots = llama_cpp.llama_max_parallel_sequences()
         if not 1 <= n_slots <= max_slots:
-            raise ModelLoadError(
-                f"A batch size of {n_slots} is not possible: llama.cpp takes 1 to {max_slots} sequences."
-            )
+            raise ModelLoadError(f"The batch size is {n_slots}, but llama.cpp takes 1 to {max_slots} sequences.")
 
         model_params = llama_cpp.llama_model_default_params()
         model_params.n_gpu_layers = n_gpu_layers
@@ -93,7 +85,7 @@ class Model:
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
 
         self.n_slots = n_slots
-        self.n_ctx_train = llama_cpp.llama_model_n_ctx_train(self._model)
+        self.n_ctx_train: int = llama_cpp.llama_model_n_ctx_train(self._model)
         context_params = llama_cpp.llama_context_default_params()
         context_params.n_ctx = self._fitting_window(n_ctx) * n_slots
         context_params.n_seq_max = n_slots
@@ -111,9 +103,8 @@ class Model:
 
         texts = [llama_cpp.llama_vocab_get_text(self._vocab, token) or b"" for token in range(self.n_vocab)]
         self._longest_piece = max(map(len, texts))
-        self._end_tokens = frozenset(
-            token for token in range(self.n_vocab) if llama_cpp.llama_vocab_is_eog(self._vocab, token)
-        )
+        is_end = partial(llama_cpp.llama_vocab_is_eog, self._vocab)
+        self._end_tokens = frozenset(filter(is_end, range(self.n_vocab)))
         self._vocabulary = Vocabulary(self.n_vocab, self._end_tokens, lambda: self._all_pieces)
         self._split_controls = self._control_token_splitter(texts)
         self.template = self._load_template(texts)
@@ -269,7 +260,7 @@ class Model:
     def save_state(self, slot: int) -> ctypes.Array[ctypes.c_uint8]:
         """A copy of a slot's sequence, for `restore_state`."""
         size = llama_cpp.llama_state_seq_get_size(self._context, slot)
-        state = (ctypes.c_uint8 * size)()
+        state: ctypes.Array[ctypes.c_uint8] = (ctypes.c_uint8 * size)()
         n_copied = llama_cpp.llama_state_seq_get_data(self._context, state, size, slot)
         assert n_copied == size, f"{n_copied} of {size} bytes of a sequence were copied"
         return state

@@ -23,20 +23,6 @@ END_OF_STREAM = "data: [DONE]\n\n"
 MIN_LOGPROB = -9999.0  # OpenAI's value for "very unlikely"; JSON has no infinity
 
 
-class _TextOffset:
-    """Where in the text, in characters, the text of the next token begins."""
-
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._n_characters = 0
-
-    def advance(self, piece: bytes) -> int:
-        """The offset of this piece; the next call gives the offset behind it."""
-        offset = self._n_characters
-        self._n_characters += len(self._decoder.decode(piece))
-        return offset
-
-
 @dataclass(slots=True)
 class _Choice:
     """One choice of an answer: the engine's request for it, and what has been sent of it."""
@@ -46,7 +32,16 @@ class _Choice:
     is_begun: bool = False
     is_ended: bool = False
     n_prefilled: int | None = None  # as last reported
-    offset: _TextOffset = field(default_factory=_TextOffset)
+    _decoder: codecs.IncrementalDecoder = field(
+        default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
+    )
+    _text_offset: int = 0
+
+    def text_offset(self, piece: bytes) -> int:
+        """Where in the text, in characters, the next token begins, whose bytes are `piece`."""
+        offset = self._text_offset
+        self._text_offset += len(self._decoder.decode(piece))
+        return offset
 
 
 class Reply:
@@ -196,7 +191,7 @@ class Reply:
         return str(self._api_request.prompt) if self._api_request.echo else ""
 
     def _logprobs(self, choice: _Choice, tokens: Sequence[SampledToken]) -> dict[str, object]:
-        return _chat_logprobs(tokens) if self._is_chat else _completion_logprobs(tokens, choice.offset)
+        return _chat_logprobs(tokens) if self._is_chat else _completion_logprobs(tokens, choice)
 
 
 def _params_of_choice(params: SamplingParams, index: int) -> SamplingParams:
@@ -257,7 +252,7 @@ def _chat_logprobs(tokens: Sequence[SampledToken]) -> dict[str, object]:
     return {"content": content, "refusal": None}
 
 
-def _completion_logprobs(tokens: Sequence[SampledToken], offset: _TextOffset) -> dict[str, object]:
+def _completion_logprobs(tokens: Sequence[SampledToken], choice: _Choice) -> dict[str, object]:
     """The likeliest tokens are a JSON object by text. It always contains the chosen token."""
     return {
         "tokens": [_text(token.chosen) for token in tokens],
@@ -265,7 +260,7 @@ def _completion_logprobs(tokens: Sequence[SampledToken], offset: _TextOffset) ->
         "top_logprobs": [
             {_text(one): _finite(one) for one in reversed((*token.likeliest, token.chosen))} for token in tokens
         ],
-        "text_offset": [offset.advance(token.chosen.piece) for token in tokens],
+        "text_offset": [choice.text_offset(token.chosen.piece) for token in tokens],
     }
 
 
