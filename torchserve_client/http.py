@@ -111,7 +111,7 @@ def errors_as_sentences(url: str, unreachable: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except (requests.exceptions.InvalidURL, urllib3.exceptions.LocationValueError, UnicodeError) as error:
+    except ValueError as error:  # requests and urllib3 refuse a wrong address with subclasses of it
         raise ServerUnreachable(f"{url} is not a usable address: correct it.") from error
     except (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError) as error:
         raise ServerUnreachable(unreachable or torchserve_unreachable(url)) from error

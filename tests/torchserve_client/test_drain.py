@@ -1,4 +1,4 @@
-"""Changes while the real model is answering: requests in progress finish, or are cut when nobody wants to wait."""
+"""Changes while the real model answers: requests in progress finish, or are cut after a cancelled wait."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from torchserve_client.status import ModelStatus, ServingSettings
 
 ONE = ServingSettings(batch_size=2, max_batch_delay_ms=0, workers=1)
 TWO = ServingSettings(batch_size=1, max_batch_delay_ms=0, workers=2)
-NO_PATIENCE = DrainPolicy(seconds=0.0)
+NO_WAIT = DrainPolicy(seconds=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def question(tokens: int) -> dict[str, Any]:
 
 
 def ask(config: ServerConfig, tokens: int, times: int) -> list[Stream]:
-    """So many answers of so many tokens, all of them on their way."""
+    """Sends that many requests for answers of that many tokens, and waits until all have arrived."""
     before = scrape(config).total(ARRIVED)
     streams = [Stream(config, question(tokens)).start() for _ in range(times)]
     wait_until(lambda: scrape(config).total(ARRIVED) == before + times, what="the arrival of all")
@@ -66,16 +66,16 @@ def test_apply_lets_running_and_waiting_requests_finish(
     busy_server: ServerConfig, management: ManagementClient
 ) -> None:
     streams = ask(busy_server, tokens=60, times=3)  # two slots: one request waits
-    told: list[str] = []
+    sentences: list[str] = []
 
-    management.apply(replace(ONE, batch_size=3), drain_policy=DrainPolicy(on_progress=told.append))
+    management.apply(replace(ONE, batch_size=3), drain_policy=DrainPolicy(on_drain=sentences.append))
 
     assert [(stream.finish().is_done, stream.failure) for stream in streams] == [(True, None)] * 3
     assert described(management).settings.batch_size == 3
-    assert told[0].startswith("Letting ")
+    assert sentences[0].startswith("Letting ")
 
 
-def test_prompt_that_is_being_read_counts_as_running(busy_server: ServerConfig, management: ManagementClient) -> None:
+def test_prompt_in_prefill_counts_as_running(busy_server: ServerConfig, management: ManagementClient) -> None:
     arrived = scrape(busy_server).total(ARRIVED)
     stream = Stream(busy_server, chat_body("word " * 2000, max_tokens=4)).start()
     wait_until(lambda: scrape(busy_server).total(ARRIVED) > arrived, what="the request's arrival")
@@ -87,28 +87,23 @@ def test_prompt_that_is_being_read_counts_as_running(busy_server: ServerConfig, 
 
 def test_new_requests_are_served_while_others_finish(busy_server: ServerConfig, management: ManagementClient) -> None:
     ask(busy_server, tokens=200, times=1)
-    is_letting = threading.Event()
+    is_draining = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        drain_policy = DrainPolicy(on_progress=lambda sentence: is_letting.set())
+        drain_policy = DrainPolicy(on_drain=lambda sentence: is_draining.set())
         change = pool.submit(management.apply, replace(ONE, batch_size=3), drain_policy=drain_policy)
-        assert is_letting.wait(60)
+        assert is_draining.wait(60)
 
         assert post(busy_server, {"prompt": "Hello", "max_tokens": 3}).status_code == 200
         assert not change.done()
 
 
-def test_whoever_is_not_waited_for_is_cut_and_not_left_hanging(
-    busy_server: ServerConfig, management: ManagementClient
-) -> None:
+def test_request_that_does_not_finish_in_time_is_cut(busy_server: ServerConfig, management: ManagementClient) -> None:
     streams = ask(busy_server, tokens=5000, times=3)
     wait_until(lambda: any(stream.text for stream in streams), what="the first text")
-    hurry = threading.Event()
+    skip = threading.Event()
 
-    def tell(sentence: str) -> None:
-        if sentence.startswith("Letting"):
-            hurry.set()
-
-    management.apply(replace(ONE, batch_size=3), drain_policy=DrainPolicy(is_cancelled=hurry.is_set, on_progress=tell))
+    policy = DrainPolicy(is_cancelled=skip.is_set, on_drain=lambda sentence: skip.set())
+    management.apply(replace(ONE, batch_size=3), drain_policy=policy)
 
     assert [stream.finish().is_done for stream in streams] == [False] * 3
     assert all(stream.failure for stream in streams)
@@ -126,13 +121,13 @@ def test_unregister_waits_and_leaves_no_worker(busy_server: ServerConfig, manage
     wait_until(lambda: not server.children(recursive=True), what="no worker")
 
 
-def test_worker_goes_only_when_it_has_nothing_to_do(busy_server: ServerConfig, management: ManagementClient) -> None:
+def test_worker_ends_only_when_it_is_idle(busy_server: ServerConfig, management: ManagementClient) -> None:
     management.apply(TWO)
     streams = ask(busy_server, tokens=200, times=2)
     wait_until(lambda: all(stream.text for stream in streams), what="two workers at work")
 
-    with pytest.raises(ChangeFailed, match="still busy.*serves on with 2 workers"):
-        management.scale(1, NO_PATIENCE)
+    with pytest.raises(ChangeFailed, match=r"still busy.*serves on with 2 workers"):
+        management.scale(1, NO_WAIT)
     assert described(management).ready_workers == 2
     management.scale(1)
 
@@ -140,7 +135,9 @@ def test_worker_goes_only_when_it_has_nothing_to_do(busy_server: ServerConfig, m
     assert described(management).ready_workers == 1
 
 
-def test_traffic_counts_what_runs_and_what_waits(busy_server: ServerConfig, management: ManagementClient) -> None:
+def test_request_counts_are_running_and_waiting_requests(
+    busy_server: ServerConfig, management: ManagementClient
+) -> None:
     streams = ask(busy_server, tokens=5000, times=5)
 
     wait_until(
@@ -150,11 +147,11 @@ def test_traffic_counts_what_runs_and_what_waits(busy_server: ServerConfig, mana
 
     for stream in streams:
         stream.wait_for_text().hang_up() if stream.text else None
-    management.unregister(NO_PATIENCE)
+    management.unregister(NO_WAIT)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory of a running process")
-def test_batch_size_that_does_not_fit_in_memory_ends_with_the_old_settings_serving(
+def test_batch_size_that_needs_too_much_memory_restores_the_old_settings(
     busy_server: ServerConfig, management: ManagementClient
 ) -> None:
     import resource
@@ -165,7 +162,9 @@ def test_batch_size_that_does_not_fit_in_memory_ends_with_the_old_settings_servi
     before = server.rlimit(resource.RLIMIT_DATA)
     server.rlimit(resource.RLIMIT_DATA, (allowed, before[1]))  # its next workers inherit that
     try:
-        with pytest.raises(ChangeFailed, match="no memory for 128 sequences.*serves again with 1 worker, batch size 2"):
+        with pytest.raises(
+            ChangeFailed, match=r"no memory for 128 sequences.*serves again with 1 worker, batch size 2"
+        ):
             management.apply(replace(ONE, batch_size=128))
     finally:
         server.rlimit(resource.RLIMIT_DATA, before)

@@ -1,8 +1,7 @@
-"""Registering, scaling and changing a model on a real TorchServe, with a handler that needs no model."""
+"""Registering, scaling and changing the model on a real TorchServe, with a handler that needs no model."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -13,18 +12,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import psutil
 import pytest
 
 from llama_cpp_worker.sampling_params import InvalidParameter, SamplingParams
 from tests.support.serving import make_home, running_server, wait_until, write_echo_archives
-from torchserve_client import http
+from torchserve_client import keys, server_state
 from torchserve_client.config import ServerConfig
 from torchserve_client.drain import DrainPolicy
+from torchserve_client.file_lock import file_lock
 from torchserve_client.http import RequestRefused, fetch
 from torchserve_client.inference import InferenceClient
-from torchserve_client.keys import Keys
 from torchserve_client.logs import worker_exceptions
 from torchserve_client.management import ChangeFailed, ManagementClient
 from torchserve_client.metrics import ARRIVED, scrape
@@ -79,27 +79,30 @@ def refuse(server: ServerConfig, batch_size: int) -> None:
     (server.home / "refuse_batch_size").write_text(str(batch_size))
 
 
-def test_everybody_is_answered_while_a_worker_loads(server: ServerConfig, management: ManagementClient) -> None:
-    holds_up = server.home / "refuse_batch_size"
-    os.mkfifo(holds_up)  # the worker waits for a word in it
+def test_torchserve_answers_while_a_worker_loads(server: ServerConfig, management: ManagementClient) -> None:
+    pipe = server.home / "refuse_batch_size"
+    os.mkfifo(pipe)  # the worker waits until the test writes into it
     loading = threading.Thread(target=management.register, args=(ONE,))
-    inference = Keys(server, "inference")
+    client, inference = InferenceClient(server), keys.Keys(server, "inference")
     loading.start()
-    word = wait_until(lambda: open_for_writing(holds_up), 120, "the worker to load")
+    writer = wait_until(lambda: open_for_writing(pipe), 120, "the worker to load")
+    assert writer
     try:
         for _ in range(24):  # new connections, which TorchServe hands to its threads in turn
-            answer = inference.use(lambda key: fetch("GET", f"{server.inference_url}/ping", key, seconds=10))
+            answer = inference.use(lambda key: fetch("GET", f"{server.inference_url}/ping", key, 10))
             assert answer == {"status": "Healthy"}
-        assert not described(management).is_ready
+        assert client.state() == "loading"
     finally:
-        os.write(word, b"999")
-        os.close(word)
+        os.write(writer, b"999")
+        os.close(writer)
         loading.join()
-    assert described(management).is_ready
+    assert client.state() == "ready"
+    management.unregister()
+    assert client.state() == "no model"
 
 
 def open_for_writing(pipe: Path) -> int | None:
-    """A file descriptor; None as long as nobody reads."""
+    """A file descriptor; None as long as no process reads the pipe."""
     try:
         return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
     except OSError:
@@ -107,19 +110,19 @@ def open_for_writing(pipe: Path) -> int | None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_request_that_is_held_back_for_company_is_answered_before_the_model_goes(
+def test_request_in_a_batch_that_still_fills_is_answered_before_the_end(
     server: ServerConfig, management: ManagementClient, workers: int
 ) -> None:
     management.register(ServingSettings(batch_size=4, max_batch_delay_ms=3000, workers=workers))
     before = scrape(server).total(ARRIVED)
-    told: list[str] = []
+    sentences: list[str] = []
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(answer_of, server)
         wait_until(lambda: scrape(server).total(ARRIVED) > before, what="its arrival")
-        management.unregister(DrainPolicy(on_progress=told.append))
+        management.unregister(DrainPolicy(on_drain=sentences.append))
 
         assert answer.result(60) == "hello"
-    assert any("max batch delay" in sentence for sentence in told)
+    assert any("max batch delay" in sentence for sentence in sentences)
 
 
 def test_one_worker_gets_continuous_batching(server: ServerConfig, management: ManagementClient) -> None:
@@ -165,7 +168,7 @@ def test_second_registration_is_refused_and_changes_nothing(one: ManagementClien
     assert described(one).settings == ONE
 
 
-def test_apply_of_another_batch_size_and_delay_is_read_back(one: ManagementClient) -> None:
+def test_apply_changes_batch_size_and_delay(one: ManagementClient) -> None:
     wanted = replace(ONE, batch_size=7, max_batch_delay_ms=50)
 
     one.apply(wanted)
@@ -173,7 +176,7 @@ def test_apply_of_another_batch_size_and_delay_is_read_back(one: ManagementClien
     assert described(one).settings == wanted
 
 
-def test_apply_of_more_workers_keeps_those_that_run(management: ManagementClient) -> None:
+def test_apply_of_more_workers_does_not_restart_the_others(management: ManagementClient) -> None:
     management.register(TWO)
     before = {worker.pid for worker in described(management).workers}
 
@@ -189,23 +192,23 @@ def test_apply_of_a_second_worker_changes_the_batching(one: ManagementClient) ->
     assert described(one).batching == "dynamic"
 
 
-def test_failed_apply_puts_the_old_settings_back(server: ServerConfig, management: ManagementClient) -> None:
+def test_failed_apply_restores_the_old_settings(server: ServerConfig, management: ManagementClient) -> None:
     management.register(TWO)
     refuse(server, 64)
 
-    with pytest.raises(ChangeFailed, match="batch size 64 does not fit in memory.*serves again with 2 workers"):
+    with pytest.raises(ChangeFailed, match=r"batch size 64 does not fit in memory.*serves again with 2 workers"):
         management.apply(replace(ONE, batch_size=64))
 
     assert (described(management).settings, described(management).is_ready) == (TWO, True)
     assert answer_of(server) == "hello"
 
 
-def test_failed_scale_keeps_the_old_workers(server: ServerConfig, management: ManagementClient) -> None:
+def test_failed_scale_leaves_the_old_workers(server: ServerConfig, management: ManagementClient) -> None:
     management.register(TWO)
     before = described(management).workers
     refuse(server, 1)
 
-    with pytest.raises(ChangeFailed, match="does not fit in memory.*serves on with 2 workers"):
+    with pytest.raises(ChangeFailed, match=r"does not fit in memory.*serves on with 2 workers"):
         management.scale(3)
 
     wait_until(lambda: described(management).is_ready, timeout=120, what="two workers as before")
@@ -234,7 +237,7 @@ def test_missing_archive_is_named_and_the_model_serves_on(server: ServerConfig, 
     assert described(one).is_ready
 
 
-def test_killed_worker_is_shown_and_comes_back(server: ServerConfig, one: ManagementClient) -> None:
+def test_killed_worker_is_reported_and_restarted(server: ServerConfig, one: ManagementClient) -> None:
     pid = described(one).workers[0].pid
 
     psutil.Process(pid).kill()
@@ -259,7 +262,7 @@ def test_settings_out_of_bounds_are_refused(management: ManagementClient, settin
 
 
 @pytest.mark.parametrize("workers", [pytest.param(1, id="continuous"), pytest.param(2, id="dynamic")])
-def test_batch_size_of_one_waits_for_no_company(
+def test_batch_size_of_one_does_not_wait_for_its_batch(
     server: ServerConfig, management: ManagementClient, workers: int
 ) -> None:
     management.register(ServingSettings(batch_size=1, max_batch_delay_ms=10_000, workers=workers))
@@ -271,27 +274,26 @@ def test_batch_size_of_one_waits_for_no_company(
 
 
 def test_only_one_program_changes_the_model_at_a_time(server: ServerConfig, one: ManagementClient) -> None:
-    with server.path.open() as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-
-        with pytest.raises(ChangeFailed, match="Another page or program is changing the model"):
-            one.apply(replace(ONE, batch_size=2))
+    with (
+        file_lock(server.logs / "change.lock", 0),
+        pytest.raises(ChangeFailed, match="Another page or program is changing the model"),
+    ):
+        one.apply(replace(ONE, batch_size=2))
 
     assert described(one).settings == ONE
 
 
-def test_archive_of_ones_own_is_served(server: ServerConfig, one: ManagementClient) -> None:
-    mine = server.model_store / "mine.tar.gz"
-    shutil.copyfile(server.model_store / "llamacpp.tar.gz", mine)
+def test_archive_with_another_name_is_served(server: ServerConfig, one: ManagementClient) -> None:
+    shutil.copyfile(server.model_store / "llamacpp.tar.gz", server.model_store / "mine.tar.gz")
 
-    one.apply(ONE, mine.name)
+    one.apply(ONE, "mine.tar.gz")
 
     assert (described(one).archive, described(one).is_ready) == ("mine.tar.gz", True)
     one.apply(ONE)
     assert described(one).archive == "llamacpp.tar.gz"
 
 
-# What can be seen.
+# The state.
 
 
 def test_model_whose_workers_cannot_load_any_more_has_failed(server: ServerConfig, one: ManagementClient) -> None:
@@ -319,16 +321,16 @@ def test_server_that_refuses_our_key_is_unhealthy(server: ServerConfig, one: Man
     assert "refused the key" in view.problem
 
 
-def test_server_that_does_not_answer_is_starting_and_after_a_while_unhealthy(
+def test_server_that_does_not_answer_is_starting_and_later_unhealthy(
     server: ServerConfig, one: ManagementClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = find_server(server)
     assert process
     process.suspend()
     try:
-        monkeypatch.setattr("server.management.START_SECONDS", 1e9)
+        monkeypatch.setattr(server_state, "START_SECONDS", 1e9)
         assert one.state().state == "starting"
-        monkeypatch.setattr("server.management.START_SECONDS", 0.0)
+        monkeypatch.setattr(server_state, "START_SECONDS", 0.0)
         view = one.state()
     finally:
         process.resume()
@@ -342,29 +344,12 @@ def test_server_that_is_not_there_is_down(tmp_path: Path) -> None:
     assert (view.state, view.model, view.problem) == ("down", None, "")
 
 
-# The state that an inference key can see.
-
-
-def test_inference_client_sees_no_model_then_loading_then_ready(
-    server: ServerConfig, management: ManagementClient
-) -> None:
-    client = InferenceClient(server)
-    assert client.state() == "no model"
-    management.register(replace(ONE, max_batch_delay_ms=2000))
-
-    assert client.state() == "loading"  # its question waits for company like any other
-
-    wait_until(lambda: client.state() == "ready", what="the worker's answer")
-    management.unregister()
-    assert client.state() == "no model"
-
-
 # Keys.
 
 
 @pytest.fixture(params=["management", "inference"])
 def kind(request: pytest.FixtureRequest) -> str:
-    return request.param
+    return str(request.param)
 
 
 def ask(server: ServerConfig, kind: str) -> object:
@@ -373,11 +358,11 @@ def ask(server: ServerConfig, kind: str) -> object:
 
 
 def keys_in(server: ServerConfig) -> dict[str, dict[str, str]]:
-    return json.loads(key_file(server).read_text())
+    return cast(dict[str, dict[str, str]], json.loads(key_file(server).read_text()))
 
 
 def renew_elsewhere(server: ServerConfig, kind: str) -> None:
-    """What another program's renewal does: the old key is invalid from now on."""
+    """As another program would: the old key is invalid from now on."""
     fetch("GET", f"{server.management_url}/token?type={kind}", keys_in(server)["API"]["key"], 10)
 
 
@@ -410,7 +395,7 @@ def test_key_is_renewed_before_it_expires(server: ServerConfig, one: ManagementC
     assert keys_in(server)[kind]["key"] != keys[kind]["key"]
 
 
-def test_key_file_that_is_being_written_is_read_again(
+def test_incomplete_key_file_is_read_again(
     server: ServerConfig, management: ManagementClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = key_file(server).read_text()
@@ -421,7 +406,7 @@ def test_key_file_that_is_being_written_is_read_again(
         pauses.append(seconds)
         key_file(server).write_text(text)
 
-    monkeypatch.setattr(http, "time", SimpleNamespace(sleep=write_the_rest))
+    monkeypatch.setattr(keys, "time", SimpleNamespace(sleep=write_the_rest))
     management.describe()
 
     assert len(pauses) == 1

@@ -1,4 +1,4 @@
-"""What two samples of a server's metrics mean, and that a real server's figures are the true ones."""
+"""What two snapshots of the metrics mean, and whether the metrics of a real server are right."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torchserve_client.management import ManagementClient
 from torchserve_client.metrics import (
     ARRIVED,
     FIRST_TOKEN,
+    QUEUE_MICROSECONDS,
+    MetricsSnapshot,
     ProcessSample,
     Series,
-    MetricsSnapshot,
     cpu_percent,
     increase,
     mean,
-    mean_queue_seconds,
     parse_metrics,
     percentile,
     rate,
@@ -53,7 +53,7 @@ def counted(at: float, **workers: float) -> MetricsSnapshot:
     return MetricsSnapshot(at, {Series(TOKENS, worker): value for worker, value in workers.items()})
 
 
-def test_every_line_is_read_and_other_peoples_metrics_are_not() -> None:
+def test_only_the_metrics_of_engine_and_torchserve_are_parsed() -> None:
     assert TEN_SECONDS_LATER.total(ARRIVED) == 54
     assert {series.name for series in TEN_SECONDS_LATER.series if "llamacpp" not in series.name} == {
         "ts_inference_requests_total",
@@ -70,14 +70,14 @@ def test_every_line_is_read_and_other_peoples_metrics_are_not() -> None:
         pytest.param({"a": 10, "b": 5}, {"a": 12}, 2, id="a worker's count is gone"),
     ],
 )
-def test_a_counter_grows_by_what_its_workers_added(
+def test_increase_of_a_counter_is_the_sum_over_its_workers(
     before: dict[str, float], after: dict[str, float], expected: float
 ) -> None:
     assert increase(counted(0, **before), counted(2, **after), TOKENS) == expected
     assert rate(counted(0, **before), counted(2, **after), TOKENS) == expected / 2
 
 
-def test_a_histograms_mean_is_that_of_what_came_in_between() -> None:
+def test_mean_is_of_the_observations_in_between() -> None:
     assert mean(NOTHING, TEN_SECONDS_LATER, FIRST_TOKEN) == 0.4
     assert mean(TEN_SECONDS_LATER, TEN_SECONDS_LATER, FIRST_TOKEN) is None
 
@@ -91,42 +91,37 @@ def test_a_histograms_mean_is_that_of_what_came_in_between() -> None:
         pytest.param(95, 0.5, id="above the last bound"),
     ],
 )
-def test_a_percentile_lies_linearly_within_its_bucket(percent: float, seconds: float) -> None:
+def test_percentile_is_interpolated_within_its_bucket(percent: float, seconds: float) -> None:
     assert percentile(NOTHING, TEN_SECONDS_LATER, FIRST_TOKEN, percent) == pytest.approx(seconds)
 
 
-def test_a_percentile_of_nothing_is_none() -> None:
+def test_percentile_of_no_observation_is_none() -> None:
     assert percentile(TEN_SECONDS_LATER, TEN_SECONDS_LATER, FIRST_TOKEN, 50) is None
     assert percentile(NOTHING, NOTHING, FIRST_TOKEN, 50) is None
-
-
-def test_the_wait_in_torchserves_queue_is_shared_among_the_answers_that_ended() -> None:
-    assert mean_queue_seconds(NOTHING, TEN_SECONDS_LATER) == pytest.approx(14.5)
-    assert mean_queue_seconds(NOTHING, NOTHING) is None
 
 
 def process(worker: str, pid: int = 1, started: float = 0.0, cpu_seconds: float = 0.0) -> ProcessSample:
     return ProcessSample(worker, pid, started, cpu_seconds, memory_bytes=0)
 
 
-def test_a_gauge_of_a_worker_that_has_ended_does_not_count() -> None:
-    """TorchServe goes on telling its last value (tried)."""
+def test_gauge_of_a_worker_that_has_ended_does_not_count() -> None:
+    """TorchServe keeps reporting its last value."""
     alive = MetricsSnapshot(110.0, TEN_SECONDS_LATER.series, (process(""), process("9000")))
     assert alive.gauge_sum("llamacpp_slots_busy") == 4
 
 
-def test_cpu_is_told_of_the_same_process_only() -> None:
+def test_cpu_share_is_known_for_the_same_process_only() -> None:
     before = MetricsSnapshot(0, {}, (process("9000", pid=7, started=1.0, cpu_seconds=10),))
     after = MetricsSnapshot(4, {})
     assert cpu_percent(before, after, process("9000", pid=7, started=1.0, cpu_seconds=16)) == 150
     assert cpu_percent(before, after, process("9000", pid=7, started=3.0, cpu_seconds=1)) is None
 
 
-def test_a_real_servers_tokens_and_processes_are_the_true_ones(server: ServerConfig) -> None:
+def test_metrics_of_a_real_server_match_its_answer_and_processes(server: ServerConfig) -> None:
     before = scrape(server)
     usage = post(server, chat_body("Count to ten.", max_tokens=20, ignore_eos=True), CHAT_PATH).json()["usage"]
 
-    def after_all_lines() -> MetricsSnapshot | None:  # TorchServe reads the worker's lines one after the other
+    def after_all_lines() -> MetricsSnapshot | None:  # TorchServe handles the worker's lines one by one
         now = scrape(server)
         is_all = increase(before, now, f"{FIRST_TOKEN}_count") == 1 and increase(before, now, TOKENS) >= 20
         return now if is_all else None
@@ -136,7 +131,7 @@ def test_a_real_servers_tokens_and_processes_are_the_true_ones(server: ServerCon
     assert increase(before, after, TOKENS) == usage["completion_tokens"] == 20
     assert increase(before, after, "llamacpp_prompt_tokens_total") == usage["prompt_tokens"]
     assert increase(before, after, ARRIVED) == 1
-    assert mean_queue_seconds(before, after) is not None
+    assert increase(before, after, QUEUE_MICROSECONDS) > 0
 
     model = ManagementClient(server).describe()
     assert model

@@ -1,4 +1,4 @@
-"""Two versions of the model on a real TorchServe: making one the default, rolling back, and what can fail."""
+"""Two versions of the model on a real TorchServe: switching the default version, going back, and failures."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torchserve_client.config import ServerConfig, TorchServeError
 from torchserve_client.drain import DrainPolicy
 from torchserve_client.http import RequestRefused, fetch
 from torchserve_client.inference import InferenceClient
+from torchserve_client.keys import Keys
 from torchserve_client.management import ArchiveMissing, ChangeFailed, ManagementClient
 from torchserve_client.metrics import ARRIVED, scrape
 from torchserve_client.status import ServingSettings
@@ -88,7 +89,7 @@ def registered(management: ManagementClient) -> list[tuple[str, str, bool]]:
     return [(each.version, each.archive, each.is_ready) for each in management.registered()]
 
 
-def test_another_version_becomes_the_default_and_rolling_back_is_the_same(
+def test_another_version_becomes_the_default_and_the_first_one_again(
     server: ServerConfig, management: ManagementClient
 ) -> None:
     assert ask(server) == "1.0 hello"
@@ -103,7 +104,7 @@ def test_another_version_becomes_the_default_and_rolling_back_is_the_same(
     assert registered(management) == [("1.0", OLD, True)]
 
 
-def test_two_workers_go_on_as_two_of_the_other_versions_twin(
+def test_two_workers_are_two_workers_of_the_other_versions_twin(
     server: ServerConfig, management: ManagementClient
 ) -> None:
     management.apply(TWO)
@@ -117,17 +118,17 @@ def test_two_workers_go_on_as_two_of_the_other_versions_twin(
     assert registered(management) == [("1.0", "llamacpp-dynamic.tar.gz", True)]
 
 
-def test_no_request_is_refused_meanwhile(server: ServerConfig, management: ManagementClient) -> None:
+def test_no_request_is_refused_during_a_switch(server: ServerConfig, management: ManagementClient) -> None:
     is_cancelled, answers, errors = threading.Event(), [], []
 
-    def ask_on_and_on() -> None:
+    def ask_again_and_again() -> None:
         while not is_cancelled.is_set():
             try:
                 answers.append(ask(server))
             except TorchServeError as error:
                 errors.append(error)
 
-    asking = threading.Thread(target=ask_on_and_on)
+    asking = threading.Thread(target=ask_again_and_again)
     asking.start()
     try:
         wait_until(lambda: answers, what="the first answer")
@@ -143,7 +144,7 @@ def test_no_request_is_refused_meanwhile(server: ServerConfig, management: Manag
     assert answers == sorted(answers)  # never back to the old one
 
 
-def test_what_the_old_version_is_answering_is_answered(server: ServerConfig, management: ManagementClient) -> None:
+def test_request_in_progress_on_the_old_version_is_answered(server: ServerConfig, management: ManagementClient) -> None:
     answers: list[str] = []
     before = scrape(server).total(ARRIVED)
     asking = threading.Thread(target=lambda: answers.append(ask(server, "wait 8")))
@@ -156,7 +157,7 @@ def test_what_the_old_version_is_answering_is_answered(server: ServerConfig, man
     assert answers == ["1.0 wait 8"]
 
 
-def test_an_old_version_that_is_not_quiet_in_time_stays_and_can_be_ended(
+def test_old_version_that_stays_busy_stays_registered_and_can_be_ended(
     server: ServerConfig, management: ManagementClient
 ) -> None:
     management.make_default(NEW, DrainPolicy(seconds=0))
@@ -167,9 +168,7 @@ def test_an_old_version_that_is_not_quiet_in_time_stays_and_can_be_ended(
     assert [each.version for each in management.registered()] == ["1.1"]
 
 
-def test_rolling_back_to_a_version_that_is_still_loaded_loads_it_anew(
-    server: ServerConfig, management: ManagementClient
-) -> None:
+def test_version_that_is_still_loaded_is_loaded_anew(server: ServerConfig, management: ManagementClient) -> None:
     management.make_default(NEW, DrainPolicy(seconds=0))
 
     management.make_default(OLD)
@@ -188,7 +187,7 @@ def test_unregistering_ends_every_version(server: ServerConfig, management: Mana
         ask(server)
 
 
-def test_a_version_that_cannot_be_loaded_leaves_the_old_one_serving(
+def test_version_that_cannot_be_loaded_leaves_the_old_one_serving(
     server: ServerConfig, management: ManagementClient
 ) -> None:
     before = management.registered()[0].workers
@@ -202,30 +201,30 @@ def test_a_version_that_cannot_be_loaded_leaves_the_old_one_serving(
     assert ask(server) == "1.0 hello"
 
 
-def test_without_memory_for_both_the_old_version_goes_first(
+def test_without_memory_for_both_the_old_version_ends_first(
     server: ServerConfig, management: ManagementClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.management.ROOM_FACTOR", 10**9)
-    told: list[str] = []
+    monkeypatch.setattr("torchserve_client.management.MIN_FREE_MEMORY_FACTOR", 10**9)
+    sentences: list[str] = []
 
-    management.make_default(NEW, DrainPolicy(on_progress=told.append))
+    management.make_default(NEW, DrainPolicy(on_progress=sentences.append, on_drain=lambda sentence: None))
 
-    assert told[:2] == ["Ending the workers", f"Loading {NEW} with {ONE}"]
+    assert sentences[:2] == ["Ending the workers", f"Loading {NEW} with {ONE}"]
     assert registered(management) == [("1.1", NEW, True)]
 
 
-def test_a_missing_archive_is_named_and_nothing_changes(server: ServerConfig, management: ManagementClient) -> None:
+def test_missing_archive_is_named_and_nothing_changes(server: ServerConfig, management: ManagementClient) -> None:
     with pytest.raises(ArchiveMissing, match=r"llamacpp-2\.0\.tar\.gz is missing"):
         management.make_default("llamacpp-2.0.tar.gz")
 
     assert registered(management) == [("1.0", OLD, True)]
 
 
-def test_a_version_can_still_be_asked_by_its_number(server: ServerConfig, management: ManagementClient) -> None:
+def test_version_can_be_addressed_by_its_number(server: ServerConfig, management: ManagementClient) -> None:
     management.make_default(NEW)
-    key = InferenceClient(server)._keys
+    keys = Keys(server, "inference")
     url = f"{server.inference_url}/predictions/llamacpp"
 
-    assert key.use(lambda key: fetch("GET", f"{url}/1.1/v1/models", key, 10))["object"] == "list"
-    with pytest.raises(RequestRefused, match="1.0 does not exist"):
-        key.use(lambda key: fetch("GET", f"{url}/1.0/v1/models", key, 10))
+    assert keys.use(lambda key: fetch("GET", f"{url}/1.1/v1/models", key, 10))["object"] == "list"
+    with pytest.raises(RequestRefused, match=r"1\.0 does not exist"):
+        keys.use(lambda key: fetch("GET", f"{url}/1.0/v1/models", key, 10))
