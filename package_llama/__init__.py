@@ -1,1 +1,1 @@
-"""What package_llama.sh does: weights -> sound quantized GGUF -> archives for TorchServe. Knows nothing of shells."""
+"""Does the work of package_llama.sh: makes a checked, quantized GGUF file and the archives that TorchServe loads."""

@@ -1,7 +1,7 @@
-"""The work of package_llama.sh, whose header explains the arguments: weights -> quantized GGUF -> archives.
+"""Makes the GGUF file and the archives. package_llama.sh runs this; its header explains the arguments.
 
-Whatever is unfinished lies in a folder `.package-unfinished` beside its final place, and is moved there when done: a
-failure leaves nothing half-made behind, and what an earlier run made stays as it was.
+Every step works in a folder `.package-unfinished` beside the final place and moves its result at the end. So a step
+that fails leaves no partial file, and files of earlier runs stay as they are.
 """
 
 from __future__ import annotations
@@ -15,55 +15,55 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from package_llama.archives import pack, require_files
-from package_llama.arguments import Job, parse_arguments
-from package_llama.console import say
+from package_llama.arguments import Options, parse_arguments
 from package_llama.errors import PackagingError
-from package_llama.gguf_source import make_gguf
 
-NEEDED = ("yaml", "model_archiver", "llama_cpp")
+REQUIRED_MODULES = ("yaml", "model_archiver", "gguf", "filelock", "tqdm", "llama_cpp")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def package(job: Job) -> Path:
-    """Makes the GGUF of `job`, unless it is there already, and both archives; returns the GGUF's absolute path."""
-    require_files()
-    gguf = make_gguf(job, check_tools())
-    pack(gguf, job.version)
+def package(options: Options) -> Path:
+    """Makes the GGUF file, if it does not exist yet, and both archives. Returns the GGUF file's absolute path."""
+    version = _llama_cpp_version()
+    from package_llama.archives import pack  # this import and the next one need the required modules
+    from package_llama.gguf_source import make_gguf
+
+    gguf = make_gguf(options, version)
+    pack(gguf, options.version)
     return gguf
 
 
-def check_tools() -> str:
-    """The version of llama_cpp, once everything needed is there."""
-    modules = {}
-    for name in NEEDED:
+def _llama_cpp_version() -> str:
+    """Raises PackagingError if a required module cannot be imported."""
+    for name in REQUIRED_MODULES:
         try:
-            modules[name] = importlib.import_module(name)
-        except Exception as error:
+            importlib.import_module(name)
+        except Exception as error:  # llama_cpp has other errors than ImportError for a library that cannot be loaded
             raise PackagingError(
                 f"{name} cannot be imported by {sys.executable} ({error}): activate the right environment, or run "
                 f"'{sys.executable} -m pip install -r requirements.txt'."
             ) from error
-    return str(modules["llama_cpp"].__version__)
+    return str(sys.modules["llama_cpp"].__version__)
 
 
-def _stop(number: int, _: FrameType | None) -> NoReturn:
-    """A signal ends the script as an exception does: what is unfinished is removed on the way out."""
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+def _exit_on_signal(number: int, _: FrameType | None) -> NoReturn:
+    """Raises SystemExit, so that the staging folder is removed on the way out. Ignores further signals."""
+    for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     sys.exit(128 + number)
 
 
 def main() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
+    for number in SIGNALS:
+        signal.signal(number, _exit_on_signal)
     try:
         gguf = package(parse_arguments(sys.argv[1:]))
     except PackagingError as error:
         sys.exit(f"package_llama.sh: {error}")
     except OSError as error:
         sys.exit(f"package_llama.sh: {error.filename or 'Writing'}: {error.strerror}: correct that, then run it again.")
-    say(f"LLAMA2_Q4_MODEL={gguf}")
-    say("Next: streamlit run torchserve_server_app.py, then 'Start Server' and 'Register Llama2'.")
+    print(f"LLAMA2_Q4_MODEL={gguf}")
+    print("Next: streamlit run torchserve_server_app.py, then 'Start Server' and 'Register Llama2'.", flush=True)
     if "PACKAGE_LLAMA_SOURCED" in os.environ:
         os.write(3, os.fsencode(f"export LLAMA2_Q4_MODEL={shlex.quote(str(gguf))}\n"))
 

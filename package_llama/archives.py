@@ -1,7 +1,7 @@
-"""The archives that TorchServe loads: our modules and settings around the path of a GGUF file, two for each version.
+"""Packs the archives that TorchServe loads: the handler, its package and its settings. Packs the path of the weights.
 
-One is for one worker; its twin, `…-dynamic.tar.gz`, for two or more: with them, TorchServe 0.12's continuous batching
-freezes. Version 1.0 has no number in the name. All hold the model `llamacpp`, and the manifest names the version.
+Each version has two archives. One is for one worker. The other one, `…-dynamic.tar.gz`, is for two or more workers:
+TorchServe 0.12's continuous batching freezes with them. Version 1.0 has no number in the file names.
 """
 
 from __future__ import annotations
@@ -10,58 +10,62 @@ import shutil
 from pathlib import Path
 
 from package_llama.arguments import DEFAULT_VERSION
-from package_llama.console import say
+from package_llama.console import report
 from package_llama.disk import staging_folder
-from package_llama.errors import PackagingError
 from package_llama.paths import MODEL_STORE, PROJECT
 from package_llama.subprocesses import run
 
-MODEL_NAME = "llamacpp"  # as registered in TorchServe, whatever the version
+MODEL_NAME = "llamacpp"  # the model's name in TorchServe; all versions have it
 CONFIG = "model-config.yaml"
 HANDLER = "llama_cpp_handler.py"
-PACKAGE = "llama_cpp_worker"  # all else that runs in the archive; it keeps its name there
+WORKER_PACKAGE = "llama_cpp_worker"  # a folder of this name in the archive, beside the handler
 
 
 def archive_names(version: str) -> tuple[str, str]:
-    """For one worker, and for two or more."""
+    """The archive for one worker, and the archive for two or more workers."""
     stem = MODEL_NAME if version == DEFAULT_VERSION else f"{MODEL_NAME}-{version}"
     return f"{stem}.tar.gz", f"{stem}-dynamic.tar.gz"
 
 
-def require_files() -> None:
-    """Raises PackagingError unless all that is packed is there."""
-    for name in (HANDLER, PACKAGE, CONFIG):
-        if not (PROJECT / name).exists():
-            raise PackagingError(f"{PROJECT / name} is missing: bring it back with 'git checkout {name}'.")
-
-
 def pack(gguf: Path, version: str) -> None:
-    """Makes both archives for `gguf`, then puts them in the place of earlier ones of this version."""
+    """Makes both archives for `gguf`, then replaces earlier archives of this version."""
     continuous, dynamic = archive_names(version)
     with staging_folder(MODEL_STORE) as folder:
+        extra_files = folder / "extra-files"
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(PROJECT / WORKER_PACKAGE, extra_files / WORKER_PACKAGE, ignore=ignored)
         for name in (continuous, dynamic):
-            _pack_one(folder / name, gguf, version, is_dynamic=name == dynamic)
+            (folder / name).mkdir()
+            write_config(folder / name / CONFIG, gguf, is_dynamic=name == dynamic)
+            _run_archiver(folder / name, extra_files, version)
         for name in (continuous, dynamic):
             (folder / name / f"{MODEL_NAME}.tar.gz").replace(MODEL_STORE / name)
-    say(f"Packed model_store/{continuous} (one worker) and model_store/{dynamic} (two or more), version {version}")
+    report(f"Packed model_store/{continuous} (one worker) and model_store/{dynamic} (two or more), version {version}")
 
 
-def _pack_one(folder: Path, gguf: Path, version: str, *, is_dynamic: bool) -> None:
-    staged = folder / "staged"
-    shutil.copytree(PROJECT / PACKAGE, staged / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
-    write_config(folder / CONFIG, gguf, is_dynamic=is_dynamic)
+def _run_archiver(folder: Path, extra_files: Path, version: str) -> None:
+    """Makes `llamacpp.tar.gz` in `folder`, with the settings that are there.
+
+    The archiver copies the items of `extra_files`, so sub-folders keep their names. It splits this path at commas and
+    expands `*`, `?` and `[…]` in it (model_packaging_utils.py), so it gets the path from PROJECT, which has none.
+    """
     run(
-        ["-m", "model_archiver.model_packaging", "--model-name", MODEL_NAME, "--version", version]
-        + ["--handler", HANDLER, "--extra-files", str(staged.relative_to(PROJECT)), "--archive-format", "tgz"]
-        + ["--config-file", str(folder / CONFIG), "--export-path", str(folder)],
+        "model_archiver.model_packaging",
+        f"--model-name={MODEL_NAME}",
+        f"--version={version}",
+        f"--handler={HANDLER}",
+        f"--extra-files={extra_files.relative_to(PROJECT)}",
+        f"--config-file={folder / CONFIG}",
+        f"--export-path={folder}",
+        "--archive-format=tgz",
         purpose=f"Packing {folder.name}",
-        folder=folder.parent,
-        TMPDIR=str(folder),  # the archiver deletes $TMPDIR/llamacpp before it begins
+        written_folder=folder.parent,
+        TMPDIR=str(folder),  # the archiver first deletes $TMPDIR/llamacpp
     )
 
 
 def write_config(target: Path, gguf: Path, *, is_dynamic: bool) -> None:
-    """Writes model-config.yaml, with the model's path filled in, as `target`."""
+    """Writes model-config.yaml, with the path of `gguf`, to `target`."""
     import yaml
 
     config = yaml.safe_load((PROJECT / CONFIG).read_text(encoding="utf-8"))

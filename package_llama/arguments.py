@@ -1,4 +1,4 @@
-"""What package_llama.sh is asked for. Its header explains the arguments and the default types."""
+"""Parses the arguments of package_llama.sh. The script's header explains them."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ DEFAULT_VERSION = "1.0"
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """What to package: `--demo`, or the path of a GGUF file or snapshot folder. `quantization` is None if not given."""
+class Options:
+    """What to package.
+
+    model: `--demo`, or the path of a GGUF file or of a snapshot folder. quantization: None if not given.
+    is_repacking: use the GGUF file of an earlier run.
+    """
 
     model: str
     quantization: str | None
     version: str
     is_repacking: bool
-    keeps_f16: bool
 
 
-def parse_arguments(arguments: list[str]) -> Job:
-    """Raises PackagingError for arguments that package_llama.sh does not take."""
-    parser = _Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("words", nargs="*")
-    parser.add_argument("--demo", action="store_true")
-    parser.add_argument("--quantization", type=str.upper)
-    parser.add_argument("--version", default=DEFAULT_VERSION)
-    parser.add_argument("--keep-f16", action="store_true")
+def parse_arguments(arguments: list[str]) -> Options:
+    """Raises PackagingError for wrong arguments."""
+    parser = _Parser(prog="package_llama.sh", allow_abbrev=False, description=__doc__)
+    parser.add_argument("words", nargs="*", metavar="MODEL [false]", help="a snapshot folder or a GGUF file")
+    parser.add_argument("--demo", action="store_true", help="the demo model instead of MODEL")
+    parser.add_argument("--quantization", type=str.upper, metavar="TYPE", help=", ".join(QUANTIZATIONS))
+    parser.add_argument("--version", default=DEFAULT_VERSION, metavar="NUMBER", help="%(default)s by default")
     given = parser.parse_intermixed_args(arguments)
     model, *rest = (["--demo"] if given.demo else []) + given.words or [""]
     if not model:
@@ -43,9 +45,9 @@ def parse_arguments(arguments: list[str]) -> Job:
         raise PackagingError(f"--quantization {given.quantization} is unknown: choose one of {known}.")
     if not re.fullmatch(r"\d+(\.\d+)*", given.version, re.ASCII):
         raise PackagingError(f"--version {given.version} is no version: give numbers and dots, such as 1.1.")
-    return Job(model, given.quantization, given.version, rest == ["false"], given.keep_f16)
+    return Options(model, given.quantization, given.version, rest == ["false"])
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise PackagingError(f"The arguments are not understood, {message} (see --help).")
+        raise PackagingError(f"The arguments are wrong, {message} (see --help).")

@@ -1,111 +1,88 @@
-"""llama.cpp's converter: fetched once, together with what it imports, and run on a snapshot.
+"""Runs llama.cpp's converter on a snapshot. Downloads the converter and the packages that it imports, once.
 
-It comes out of llama-cpp-python's source archive, so that it agrees with the installed library.
+The converter is taken from llama-cpp-python's source archive, so that its version is that of the installed library.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
+import os
 import sys
 import tarfile
 from pathlib import Path
 
-from package_llama.console import say
+from package_llama.console import report
 from package_llama.disk import staging_folder
 from package_llama.paths import CACHE, PROJECT
 from package_llama.subprocesses import run, run_pip
 
-CONVERTER_BYTES = 700_000_000  # source archive, and what package_llama/requirements.txt brings
+DOWNLOAD_BYTES = 700_000_000  # the source archive, and the packages of package_llama/requirements.txt
 SCRIPT = "convert_hf_to_gguf.py"
-CONVERTER_PARTS = (SCRIPT, "conversion", "gguf-py")
+CONVERTER_FILES = (SCRIPT, "conversion/", "gguf-py/")  # the beginnings of their paths
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 
 
-def missing_bytes(version: str) -> int:
-    """What fetching takes on the disk while it lasts; 0 once it is done."""
-    return 0 if home_of(version).is_dir() and packages_folder().is_dir() else CONVERTER_BYTES
+def download_bytes(version: str) -> int:
+    """The disk space that the download needs; 0 if the converter is there already."""
+    return 0 if converter_folder(version).is_dir() and packages_folder().is_dir() else DOWNLOAD_BYTES
 
 
-def convert(snapshot: Path, f16: Path, version: str, identity: str) -> None:
-    """Hugging Face's `snapshot` to the GGUF `f16`, whose general.uuid becomes `identity`.
-
-    version: that of llama_cpp. Raises PackagingError.
-    """
-    converter, packages = _fetched_converter(version), _fetched_packages()
-    say(f"Converting {snapshot} to f16")
-    metadata = f16.with_suffix(".json")
-    metadata.write_text(json.dumps({"general.uuid": identity}))
-    target = str(f16.relative_to(PROJECT))  # the converter takes braces in a path for a pattern; it runs in PROJECT
-    arguments = ["--outtype", "f16", "--outfile", target, "--metadata", str(metadata)]
+def convert(snapshot: Path, f16: Path, version: str) -> None:
+    """Converts Hugging Face's `snapshot` to the GGUF file `f16`. version: of llama_cpp. Raises PackagingError."""
+    _download(version)
+    report(f"Converting {snapshot} to f16")
+    target = str(f16.relative_to(PROJECT))  # run() starts the converter in PROJECT; it expands braces in this path
     run(
-        [str(converter / SCRIPT), str(snapshot), *arguments],
+        *(SCRIPT.removesuffix(".py"), str(snapshot), "--outtype", "f16", "--outfile", target),
         purpose=f"Converting {snapshot}",
-        folder=f16.parent,
+        written_folder=f16.parent,
         label="Converting",
-        fraction_of=_written,
+        percent_pattern=r"Writing: *(\d+)%",  # tqdm's bar, `Writing:  45%|████▌     | 6.06G/13.5G [00:25<00:31, …]`
         advice="check that the snapshot is complete, ",
-        PYTHONPATH=str(packages),
+        PYTHONPATH=os.pathsep.join(map(str, (converter_folder(version), packages_folder(), PROJECT))),
         HF_HUB_OFFLINE="1",
         TQDM_MININTERVAL="0.5",  # seconds between two bars
     )
 
 
-def _written(line: str) -> float | None:
-    """Reads tqdm's bar: `Writing:  45%|████▌     | 6.06G/13.5G [00:25<00:31, 240Mbyte/s]`."""
-    found = re.match(r"Writing: *(\d+)%", line)
-    return int(found[1]) / 100 if found else None
-
-
-def home_of(version: str) -> Path:
-    """Where the converter of that llama_cpp lies once it is fetched."""
+def converter_folder(version: str) -> Path:
+    """Contains the converter of this version of llama_cpp after the download."""
     return CACHE / f"llama.cpp-{version}"
 
 
 def packages_folder() -> Path:
-    """Where what it imports lies once that is fetched: PYTHONPATH for it."""
+    """Contains the packages that the converter imports after the download. It belongs on the converter's PYTHONPATH."""
     digest = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:8]
     return CACHE / f"converter-packages-{sys.implementation.cache_tag}-{digest}"
 
 
-def _fetched_converter(version: str) -> Path:
-    converter = home_of(version)
+def _download(version: str) -> None:
+    """Downloads what is missing. The packages lie in a separate folder: TorchServe's environment does not change."""
+    converter, packages = converter_folder(version), packages_folder()
     with staging_folder(CACHE) as folder:
         if not converter.is_dir():
             run_pip(
-                "Fetching llama.cpp's converter (77 MB, once)",
+                "Downloading llama.cpp's converter (77 MB, once)",
                 *("download", "--no-deps", "--no-binary", "llama-cpp-python", "--dest", str(folder)),
                 f"llama-cpp-python=={version.partition('+')[0]}",
-                folder=folder,
+                written_folder=folder,
             )
-            _unpack(next(folder.glob("*.tar.gz")), "vendor/llama.cpp", CONVERTER_PARTS, folder / "converter")
+            _unpack(next(folder.glob("*.tar.gz")), folder / "converter")
             (folder / "converter").rename(converter)
-    return converter
-
-
-def _fetched_packages() -> Path:
-    """What the converter imports besides requirements.txt, in a folder of its own: the environment stays as it is."""
-    packages = packages_folder()
-    with staging_folder(CACHE) as folder:
         if not packages.is_dir():
             run_pip(
-                "Fetching the packages that the converter needs (once)",
+                "Downloading the packages that the converter imports (once)",
                 *("install", "--quiet", "--target", str(folder / "packages"), "--requirement", str(REQUIREMENTS)),
-                folder=folder,
+                written_folder=folder,
             )
             (folder / "packages").rename(packages)
-    return packages
 
 
-def _unpack(archive: Path, root: str, parts: tuple[str, ...], target: Path) -> None:
-    """Writes the files of `archive` that lie in `parts` of its folder `root`; about 2 of 400 MB."""
+def _unpack(archive: Path, target: Path) -> None:
+    """Writes the converter's files, about 2 of 400 MB, to `target`."""
     with tarfile.open(archive) as tar:
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.4 and newer have this filter
         for member in tar:
-            inside = member.name.partition(f"/{root}/")[2]
-            if member.isfile() and inside.split("/")[0] in parts and ".." not in inside:
-                path = target / inside
-                path.parent.mkdir(parents=True, exist_ok=True)
-                content = tar.extractfile(member)
-                assert content is not None
-                path.write_bytes(content.read())
+            member.name = member.name.partition("/vendor/llama.cpp/")[2]
+            if member.isfile() and member.name.startswith(CONVERTER_FILES):
+                tar.extract(member, target)

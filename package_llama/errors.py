@@ -1,7 +1,7 @@
-"""How packaging fails, in words."""
+"""The error that every part of the packaging raises."""
 
 from __future__ import annotations
 
 
 class PackagingError(Exception):
-    """One sentence: the thing, the problem, the next step."""
+    """The message is one sentence: the thing, the problem, the next step."""

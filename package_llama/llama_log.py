@@ -1,4 +1,4 @@
-"""What llama.cpp says while it works, in a program that is not the worker."""
+"""Receives the lines that llama.cpp logs. Not for the worker of TorchServe."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from contextlib import contextmanager
 
 import llama_cpp
 
-ERROR = 4  # enum ggml_log_level in ggml.h; llama_cpp._logger has an older one
+ERROR = 4  # enum ggml_log_level in ggml.h; the numbers in llama_cpp._logger are older
 
 
 @contextmanager
-def llama_log(take: Callable[[int, str], None]) -> Iterator[None]:
-    """Within it, `take` gets the level and text of each line that llama.cpp logs, and stderr none.
+def llama_log(on_line: Callable[[int, str], None]) -> Iterator[None]:
+    """Inside the block, llama.cpp's log goes to `on_line(level, text)` and not to stderr.
 
-    Afterwards llama.cpp forgets it, since a call of something that Python has freed ends the process.
+    The end of the block removes the callback: llama.cpp crashes if it calls a function that Python has freed.
     """
 
-    @llama_cpp.llama_log_callback
     def forward(level: int, text: bytes, _: object) -> None:
-        take(level, text.decode(errors="replace").strip())
+        on_line(level, text.decode(errors="replace").strip())
 
-    llama_cpp.llama_log_set(forward, ctypes.c_void_p(0))
+    callback = llama_cpp.llama_log_callback(forward)
+    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
     try:
         yield
     finally:
-        llama_cpp.llama_log_set(llama_cpp.llama_log_callback(), ctypes.c_void_p(0))  # null: its own
+        llama_cpp.llama_log_set(llama_cpp.llama_log_callback(), ctypes.c_void_p(0))  # null: llama.cpp's own log

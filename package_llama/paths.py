@@ -1,4 +1,4 @@
-"""Where packaging finds and puts things."""
+"""The folders that packaging uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A program of its own: rounds the weights of a GGUF file with llama.cpp, and tells how far it is on stderr.
+"""Quantizes a GGUF file with llama.cpp, as a separate program. Prints its progress on stderr.
 
 python -m package_llama.quantize <source> <target> <type>
 """
@@ -12,36 +12,35 @@ from pathlib import Path
 
 import llama_cpp
 
-from package_llama.gguf_header import read_head
 from package_llama.llama_log import ERROR, llama_log
 from package_llama.weight_types import QUANTIZATIONS
 
-BUFFER_BYTES = 2**28  # of tensor rows at once; llama.cpp's own choice is 8 GiB
-DONE = "quantized"  # a line of stderr: this word and the part that is done
+BUFFER_BYTES = 2**28  # for the tensor rows that are quantized together; llama.cpp's default is 8 GiB
 
 
 def quantize_gguf(source: Path, target: Path, quantization: str) -> None:
-    """Writes `source` as `target`; raises RuntimeError when llama.cpp fails."""
-    sizes = {name: tensor.n_elements for name, tensor in read_head(source).tensors.items()}
-    total, done, errors = sum(sizes.values()), 0, ["llama.cpp gave no reason; is the disk full?"]
+    """Writes `source` as `target`. Raises RuntimeError if llama.cpp fails."""
+    errors = ["llama.cpp gave no reason; is the disk full?"]
 
-    def take(level: int, line: str) -> None:
-        nonlocal done
+    def on_line(level: int, line: str) -> None:
         if level == ERROR:
             errors.append(line)
-        elif found := re.match(r"\[ *\d+/ *\d+\] (\S+)", line):  # written when a tensor is begun
-            print(f"{DONE} {done / total}", file=sys.stderr, flush=True)
-            done += sizes.get(found[1], 0)
+        elif found := re.match(r"\[ *(\d+)/ *(\d+)\] ", line):  # llama.cpp logs this before each tensor
+            _print_percent(100 * (int(found[1]) - 1) // int(found[2]))
 
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = QUANTIZATIONS[quantization].file_type
     params.allow_requantize = True
     params.max_buf_size = BUFFER_BYTES
-    with llama_log(take):
+    with llama_log(on_line):
         status = llama_cpp.llama_model_quantize(bytes(source), bytes(target), ctypes.byref(params))
     if status != 0:
         raise RuntimeError(errors[-1])
-    print(f"{DONE} 1", file=sys.stderr, flush=True)
+    _print_percent(100)
+
+
+def _print_percent(percent: int) -> None:
+    print(f"quantized {percent}%", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The types of weights that can be asked for, and what is known of each. Needs the standard library only."""
+"""The types of weights that package_llama.sh can make, and what is known about each. Imports no other package."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """What a GGUF of this type looks like.
+    """A type of GGUF file.
 
-    file_type: llama.cpp's LLAMA_FTYPE_MOSTLY_<name>, which is the file's general.file_type. bits: per weight, Llama 2
-    7B's average. tensor_types: ggml's numbers for the types that llama.cpp mixes in it; the last ones stand in where a
-    row is not of whole blocks. worst_ratio: perplexity at most, as a multiple of the source's: several times what the
-    type costs a small model, hundreds of times less than what a broken file does.
+    file_type: llama.cpp's LLAMA_FTYPE_MOSTLY_<name>, which is the file's general.file_type.
+    bits: bits per weight, for Llama 2 7B.
+    tensor_types: the ggml types that llama.cpp mixes in this file. The last ones are for rows that are no multiple of
+    the block size.
+    worst_ratio: the limit for the file's perplexity, as a multiple of its source's. A small model loses several times
+    less, and a broken file loses hundreds of times more.
     """
 
     file_type: int

@@ -1,11 +1,10 @@
-"""package_llama.sh: what it makes, executed by bash and sourced from bash and from zsh, with fake tools.
+"""package_llama.sh with fake tools: what it makes, executed by bash, and sourced from bash and from zsh.
 
-Its failures and interruptions are in test_package_llama_failures.py, real models in test_package_llama_real.py.
+test_failures.py has its failures and interruptions, test_real_model.py runs it with the real tools.
 """
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 import shutil
@@ -15,14 +14,24 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.packaged_project import ARCHIVES, BASH, IN_ARCHIVE, PROJECT, WAYS, Project, write_executable
+from package_llama.gguf_source import _model_name
+from tests.support.packaged_project import (
+    ARCHIVES,
+    BASH,
+    EMPTY_GGUF,
+    PROJECT,
+    WAYS,
+    Project,
+    write_executable,
+    write_tree,
+)
 
 pytest_plugins = ["tests.support.packaging_fixtures"]
 
 F16 = "Llama 2's snapshot-F16.gguf"
 Q4_K_M = "Llama 2's snapshot-Q4_K_M.gguf"
 
-# What bash 3.2, which macOS has, does not know yet: bash's own list of changes, 4.0 to 5.2.
+# Syntax of bash 4.0 to 5.2, from bash's list of changes. macOS has bash 3.2.
 NEWER_SYNTAX = {
     "associative arrays": r"\b(declare|local|typeset)\s+-[a-zA-Z]*[Ang]",
     "case of a parameter": r"\$\{\w+(\[[^]]*\])?(\^|,)",
@@ -49,7 +58,7 @@ def test_a_snapshot_becomes_a_gguf_and_two_archives(project: Project, snapshot: 
     assert (outcome.status, outcome.changes) == (0, []), outcome
     gguf = project.root / "models" / Q4_K_M
     assert str(snapshot).encode() in gguf.read_bytes() and gguf.read_bytes().endswith(b"Q4_K_M")
-    assert f"LLAMA2_Q4_MODEL={gguf}\n" in outcome.stdout and "Sound: Q4_K_M\n" in outcome.stdout
+    assert f"LLAMA2_Q4_MODEL={gguf}\n" in outcome.stdout and "Checked: Q4_K_M\n" in outcome.stdout
     assert outcome.model == (None if way == BASH else str(gguf))
     assert project.ggufs() == {gguf.name} and not project.unfinished()
     for archive, is_continuous in zip(ARCHIVES, (True, False), strict=True):
@@ -61,33 +70,40 @@ def test_a_snapshot_becomes_a_gguf_and_two_archives(project: Project, snapshot: 
     assert (project.root / "model-config.yaml").read_bytes() == tracked
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_false_packs_again_without_converting(project: Project, snapshot: Path, way: str) -> None:
+def test_an_archive_has_the_handler_its_whole_package_and_the_settings(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "my.gguf").write_bytes(EMPTY_GGUF)
+    assert project.run(BASH, tmp_path / "my.gguf").status == 0
+    for archive in ARCHIVES:
+        assert project.members(archive) == {
+            "llama_cpp_handler.py",
+            "llama_cpp_worker/engine.py",
+            "llama_cpp_worker/parts/a.txt",
+            "model-config.yaml",
+            "MAR-INF/MANIFEST.json",
+        }
+
+
+def test_false_packs_again_without_converting_or_the_snapshot(project: Project, snapshot: Path) -> None:
     project.run(BASH, snapshot)
     gguf = project.root / "models" / Q4_K_M
     made_at = gguf.stat().st_mtime_ns
-    (project.root / "llama_cpp_worker" / "sampling_params.py").write_text("# newer\n")
-
-    outcome = project.run(way, snapshot, "false", FAKE_FAILS="converting")
-
-    assert (outcome.status, outcome.changes) == (0, []), outcome
-    assert gguf.stat().st_mtime_ns == made_at
-    assert project.read("llama_cpp_worker/sampling_params.py") == b"# newer\n"
-
-
-def test_false_needs_no_snapshot_folder_any_more(project: Project, snapshot: Path) -> None:
-    project.run(BASH, snapshot)
     shutil.rmtree(snapshot)
-    assert project.run(BASH, snapshot, "false").status == 0
+    (project.root / "llama_cpp_worker" / "engine.py").write_text("# newer\n")
+
+    outcome = project.run(BASH, snapshot, "false")
+
+    assert outcome.status == 0, outcome
+    assert gguf.stat().st_mtime_ns == made_at
+    assert project.read("llama_cpp_worker/engine.py") == b"# newer\n"
 
 
-def test_the_converter_is_fetched_once_and_agrees_with_llama_cpp(project: Project, snapshot: Path) -> None:
+def test_the_converter_is_downloaded_once_with_llama_cpps_version(project: Project, snapshot: Path) -> None:
     for _ in range(2):
         assert project.run(BASH, snapshot).status == 0
     download, install = Path(project.environment["FAKE_PIP_LOG"]).read_text().splitlines()
     assert "llama-cpp-python==9.8.7" in download and "--no-binary llama-cpp-python" in download
-    assert "--target" in install and "requirements-convert.txt" in install
-    cached = {str(path.relative_to(project.root)) for path in (project.root / ".cache").glob("llama.cpp-*/**/*.*")}
+    assert "--target" in install and "package_llama/requirements.txt" in install
+    cached = {str(path.relative_to(project.root)) for path in (project.root / ".cache").glob("llama.cpp-*/**/*.py")}
     assert cached == {
         ".cache/llama.cpp-9.8.7/convert_hf_to_gguf.py",
         ".cache/llama.cpp-9.8.7/conversion/llama.py",
@@ -95,11 +111,11 @@ def test_the_converter_is_fetched_once_and_agrees_with_llama_cpp(project: Projec
     }
 
 
-# ---- where the weights come from ----
+# ---- sources of weights ----
 
 
 def in_hugging_faces_cache(snapshot: Path, *other_hashes: str) -> Path:
-    """Moves the snapshot there, as links to blobs; returns the model's folder."""
+    """Moves the snapshot into a cache folder, as links to blobs. Returns the model's folder."""
     model = snapshot.parent / "models--meta-llama--Llama-2-7b-chat-hf"
     folder = model / "snapshots" / "c1b0db93"
     (model / "blobs").mkdir(parents=True)
@@ -117,12 +133,12 @@ def test_a_snapshot_in_hugging_faces_cache_is_named_after_its_model(
     project: Project, snapshot: Path, inside: str
 ) -> None:
     cached = in_hugging_faces_cache(snapshot) / inside
-    assert project.run(BASH, ".", cwd=cached).status == 0
+    assert project.run(BASH, ".", cwd=str(cached)).status == 0
     assert project.ggufs() == {"Llama-2-7b-chat-hf-Q4_K_M.gguf"}
     assert project.run(BASH, cached, "false").status == 0
 
 
-def test_of_several_snapshots_the_one_that_main_names_is_taken(project: Project, snapshot: Path) -> None:
+def test_refs_main_chooses_between_several_snapshots(project: Project, snapshot: Path) -> None:
     model = in_hugging_faces_cache(snapshot, "0ld")
     (model / "refs").mkdir()
     (model / "refs" / "main").write_text("c1b0db93")
@@ -140,77 +156,53 @@ def test_a_snapshot_in_pytorch_shards_is_accepted(project: Project, snapshot: Pa
     assert project.run(BASH, snapshot).status == 0
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_gguf_file_is_used_where_it_is(project: Project, tmp_path: Path, way: str) -> None:
-    gguf = tmp_path / "my model.gguf"
-    gguf.write_bytes(b"GGUF")
-    outcome = project.run(way, "my model.gguf")  # relative to the caller's folder
-    assert (outcome.status, outcome.changes) == (0, []), outcome
-    assert project.config()["handler"]["model_path"] == str(gguf)
+def test_a_gguf_file_is_used_where_it_is(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "my model.gguf").write_bytes(EMPTY_GGUF)
+    outcome = project.run(BASH, "my model.gguf")  # relative to the caller's folder
+    assert outcome.status == 0, outcome
+    assert project.config()["handler"]["model_path"] == str(tmp_path / "my model.gguf")
     assert project.ggufs() == set()
 
 
-@pytest.mark.parametrize("name", ["my model.gguf", "my model-f16.gguf", "my model.Q8_0.gguf"])
-def test_a_gguf_file_is_requantized_when_a_type_is_given(project: Project, tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"GGUF")
-    assert project.run(BASH, tmp_path / name, "--quantization", "q4_0").status == 0
-    assert (project.root / "models" / "my model-Q4_0.gguf").read_bytes() == b"GGUFQ4_0"
-    assert (tmp_path / name).read_bytes() == b"GGUF"
+def test_a_gguf_file_is_requantized_if_a_type_is_given(project: Project, tmp_path: Path) -> None:
+    source = tmp_path / "my model-f16.gguf"
+    source.write_bytes(EMPTY_GGUF)
+    assert project.run(BASH, source, "--quantization", "q4_0").status == 0
+    assert (project.root / "models" / "my model-Q4_0.gguf").read_bytes() == EMPTY_GGUF + b"Q4_0"
+    assert source.read_bytes() == EMPTY_GGUF
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_the_demo_model_is_fetched_and_quantized_once(project: Project, way: str) -> None:
-    outcome = project.run(way, "--demo")
-    assert (outcome.status, outcome.changes) == (0, []), outcome
+@pytest.mark.parametrize(
+    "file_name", ["my-model.gguf", "my-model-f16.gguf", "my-model.Q8_0.gguf", "my-model-IQ4_XS.gguf"]
+)
+def test_a_models_name_has_no_type(file_name: str) -> None:
+    assert _model_name(file_name) == "my-model"
+
+
+def test_the_demo_model_is_downloaded_and_quantized_once(project: Project) -> None:
+    assert project.run(BASH, "--demo").status == 0
     assert project.ggufs() == {"SmolLM2-135M-Instruct.Q4_1.gguf", "SmolLM2-135M-Instruct-Q8_0.gguf"}
     made_at = {path: path.stat().st_mtime_ns for path in (project.root / "models").glob("*.gguf")}
 
-    assert project.run(way, "--demo", FAKE_PIP_FAILS="1", FAKE_FAILS="quantizing").status == 0
+    assert project.run(BASH, "--demo", FAKE_PIP_FAILS="1", FAKE_FAILS="quantizing").status == 0
 
     assert {path: path.stat().st_mtime_ns for path in (project.root / "models").glob("*.gguf")} == made_at
 
 
-# ---- the f16 file ----
-
-
-def test_the_f16_file_is_kept_when_asked_and_used_for_the_next_type(project: Project, snapshot: Path) -> None:
-    assert project.run(BASH, snapshot, "--keep-f16").status == 0
-    assert project.ggufs() == {F16, Q4_K_M}
-
-    outcome = project.run(BASH, snapshot, "--quantization", "Q8_0", FAKE_FAILS="converting")
-
-    assert outcome.status == 0 and f"{F16}, converted before" in outcome.stdout
-    assert project.ggufs() == {F16, Q4_K_M, Q4_K_M.replace("Q4_K_M", "Q8_0")}
-
-
-def test_type_f16_is_the_converted_file_itself_and_serves_other_types(project: Project, snapshot: Path) -> None:
+def test_an_f16_file_is_made_without_quantizing_and_can_be_requantized(project: Project, snapshot: Path) -> None:
     assert project.run(BASH, snapshot, "--quantization", "F16", FAKE_FAILS="quantizing").status == 0
     assert project.ggufs() == {F16} and project.config()["handler"]["model_path"].endswith(F16)
 
-    assert project.run(BASH, snapshot, FAKE_FAILS="converting").status == 0
+    f16 = project.root / "models" / F16
+    assert project.run(BASH, f16, "--quantization", "Q4_K_M", FAKE_FAILS="converting").status == 0
 
     assert project.ggufs() == {F16, Q4_K_M}
 
 
-@pytest.mark.parametrize("change", ["another snapshot", "cut short"])
-def test_an_f16_file_that_is_not_whole_or_of_another_snapshot_is_not_used(
-    project: Project, snapshot: Path, change: str
-) -> None:
-    assert project.run(BASH, snapshot, "--keep-f16").status == 0
-    f16 = project.root / "models" / F16
-    whole = f16.read_bytes()
-    if change == "cut short":
-        f16.write_bytes(whole[:-1])
-    else:
-        (snapshot / "model.safetensors").write_bytes(b"others!")
-
-    outcome = project.run(BASH, snapshot, "--keep-f16")
-
-    assert outcome.status == 0 and "converted before" not in outcome.stdout
-    assert len(f16.read_bytes()) == len(whole) and (f16.read_bytes() == whole) == (change == "cut short")
+# ---- other runs ----
 
 
-def test_what_a_killed_run_has_left_is_removed(project: Project, snapshot: Path) -> None:
+def test_files_of_a_killed_run_are_removed(project: Project, snapshot: Path) -> None:
     left = project.root / "models" / ".package-unfinished" / "f16.gguf"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"much")
@@ -218,7 +210,7 @@ def test_what_a_killed_run_has_left_is_removed(project: Project, snapshot: Path)
     assert not project.unfinished() and project.ggufs() == {Q4_K_M}
 
 
-def test_two_at_once_do_not_disturb_each_other(project: Project, snapshot: Path) -> None:
+def test_runs_at_the_same_time_wait_for_each_other(project: Project, snapshot: Path) -> None:
     other = shutil.copytree(snapshot, snapshot.with_name("other"))
     assert project.run(BASH, snapshot).status == 0
     running = [
@@ -236,7 +228,7 @@ def test_two_at_once_do_not_disturb_each_other(project: Project, snapshot: Path)
 
 
 def test_another_version_is_packed_beside_the_first(project: Project, snapshot: Path, tmp_path: Path) -> None:
-    (tmp_path / "newer.gguf").write_bytes(b"GGUF")
+    (tmp_path / "newer.gguf").write_bytes(EMPTY_GGUF)
     assert project.run(BASH, snapshot).status == 0
     first = project.archives()
 
@@ -270,15 +262,20 @@ def test_the_script_uses_no_known_syntax_newer_than_bash_3_2(feature: str) -> No
     assert [line for line in code if re.search(NEWER_SYNTAX[feature], line)] == []
 
 
-def test_every_module_that_the_handler_imports_is_in_the_archive() -> None:
-    waiting, seen = ["llama_cpp_handler"], set()
-    while waiting:
-        module = waiting.pop()
-        seen.add(f"{module}.py")
-        for node in ast.walk(ast.parse((PROJECT / f"{module}.py").read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module and (PROJECT / f"{node.module}.py").is_file():
-                waiting.append(node.module)
-    assert sorted(seen) == [name for name in IN_ARCHIVE if name.endswith(".py")]
+def test_modules_in_the_callers_folder_do_not_hide_ours(project: Project, snapshot: Path, tmp_path: Path) -> None:
+    broken = "raise SystemExit('a module of the current folder')"
+    names = ("yaml", "runpy", "shlex", "package_llama/__init__", "package_llama/__main__", "model_archiver/__init__")
+    write_tree(tmp_path / "elsewhere", {f"{name}.py": broken for name in names})
+    outcome = project.run(BASH, f"../{snapshot.name}", cwd=str(tmp_path / "elsewhere"))
+    assert outcome.status == 0, outcome
+
+
+def test_a_python_older_than_3_11_is_refused(project: Project) -> None:
+    python = Path(project.environment["VIRTUAL_ENV"]) / "bin" / "python"
+    write_executable(python, f'#!{project.environment["PATH"]}/bash\n[ "$1" != -c ]\n')
+    outcome = project.run(BASH, "--demo")
+    assert outcome.status == 1
+    assert outcome.stderr.startswith(f"package_llama.sh: {python} is older than Python 3.11: activate the environment")
 
 
 @pytest.mark.parametrize(
@@ -293,7 +290,7 @@ def test_every_module_that_the_handler_imports_is_in_the_archive() -> None:
     ],
     ids=["active", "conda", "conda-base", "environment-first-on-path", "make-chat", "only-on-path"],
 )
-def test_the_active_environments_python_is_taken_before_the_projects(
+def test_the_active_environments_python_precedes_the_projects(
     project: Project, there: list[str], environment: dict[str, str], taken: str
 ) -> None:
     home = project.root.parent

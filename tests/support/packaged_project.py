@@ -1,6 +1,6 @@
-"""A copy of the project in which package_llama.sh packages with fake tools and a private PATH, or with the real ones.
+"""A copy of the project in which package_llama.sh runs with fake tools and a private PATH, or with the real tools.
 
-packaging_fixtures.py makes them.
+packaging_fixtures.py makes these copies.
 """
 
 from __future__ import annotations
@@ -8,20 +8,22 @@ from __future__ import annotations
 import re
 import shutil
 import stat
+import struct
 import subprocess
 import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from package_llama.archives import CONFIG, EXTRA_FILES, HANDLER
+from package_llama.archives import CONFIG
 from package_llama.disk import UNFINISHED
 
 PROJECT = Path(__file__).resolve().parents[2]
 SCRIPTS = ("package_llama.sh", "model-config.yaml")
-IN_ARCHIVE = sorted((HANDLER, *EXTRA_FILES, CONFIG))
+EMPTY_GGUF = b"GGUF" + struct.pack("<IQQ", 3, 0, 0)  # version 3, no tensors, no metadata
 ARCHIVES = ("llamacpp.tar.gz", "llamacpp-dynamic.tar.gz")
 
 needs_zsh = pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is missing: apt-get install zsh")
@@ -29,7 +31,7 @@ BASH, SOURCED_BASH, SOURCED_ZSH = "executed by bash", "sourced from bash", "sour
 SOURCED = [SOURCED_BASH, pytest.param(SOURCED_ZSH, marks=needs_zsh)]
 WAYS = [BASH, *SOURCED]
 
-# What the shell that sources looks like, before and after, with settings of its own that must survive.
+# Sources the script in a shell with unusual settings, and writes the shell's state before and after it.
 SOURCING = """
 state() {
     set -o; trap; pwd; umask
@@ -41,7 +43,7 @@ script="$1"; shift
 if [ -n "${ZSH_VERSION-}" ]; then setopt nounset noclobber; else set -o nounset -o noclobber; shopt -s nullglob; fi
 trap 'echo mine' USR1
 state >| "$STATES/before"
-state >| "$STATES/before"  # again: what the first call brings is there now
+state >| "$STATES/before"  # twice: the first call itself changes the state
 source "$script" "$@"
 answer=$?
 printf 'alive status=%s model=%s\\n' "$answer" "${LLAMA2_Q4_MODEL-unset}"
@@ -49,8 +51,8 @@ unset answer
 state >| "$STATES/after"
 """
 
-# The fakes do as much as can be seen from outside. At the step named by FAKE_FAILS the disk is full; at that named by
-# FAKE_HANGS, the process tells its id to the pipe FAKE_STARTED and waits for ever, its output half written.
+# The fakes write small files instead of models. In the step named FAKE_FAILS, the disk is full. In the step named
+# FAKE_HANGS, the process writes its id to the pipe FAKE_STARTED and then waits, with half of its output written.
 FAKE_STEP = """
 import os, signal, sys
 def reach(step):
@@ -62,22 +64,11 @@ def reach(step):
         signal.pause()
 """
 FAKE_CONVERTER = f"""{FAKE_STEP}
-import json, struct
-def text(words):
-    return struct.pack("<Q", len(words)) + words
-def argument(name):
-    return sys.argv[sys.argv.index(name) + 1]
-with open(argument("--metadata")) as file:
-    identity = json.load(file)["general.uuid"]
-fields = ((b"general.uuid", identity.encode()), (b"general.name", os.fsencode(sys.argv[1])))
-head = b"GGUF" + struct.pack("<IQQ", 3, 1, len(fields))
-head += b"".join(text(name) + struct.pack("<I", 8) + text(value) for name, value in fields)
-head += text(b"token_embd.weight") + struct.pack("<IQIQ", 1, 32, 1, 0)
-with open(argument("--outfile"), "wb") as file:
-    file.write(head)
+with open(sys.argv[sys.argv.index("--outfile") + 1], "wb") as file:
+    file.write({EMPTY_GGUF!r})
     file.flush()
     reach("converting")
-    file.write(bytes(-len(head) % 32) + bytes(64))
+    file.write(os.fsencode(sys.argv[1]))
 print("Writing: 100%|####| 64.0/64.0 [00:00<00:00, 1.00Mbyte/s]", file=sys.stderr)
 """
 FAKE_QUANTIZER = f"""{FAKE_STEP}
@@ -87,18 +78,16 @@ with open(target, "wb") as made, open(source, "rb") as file:
     made.flush()
     reach("quantizing")
     made.write(quantization.encode())
-print("quantized 1", file=sys.stderr)
+print("quantized 100%", file=sys.stderr)
 """
-FAKE_SOUNDNESS = f"""{FAKE_STEP}
-if len(sys.argv) == 3:
-    sys.exit()
+FAKE_CHECK = f"""{FAKE_STEP}
 reach("checking")
-if "FAKE_UNSOUND" in os.environ:
-    sys.exit("its perplexity is 812.00 times that of f16.gguf, where 1.25 is the most")
-print("Sound:", sys.argv[3])
+if "FAKE_CHECK_FAILS" in os.environ:
+    sys.exit("its perplexity is 812.00 times that of f16.gguf, and the limit is 1.3")
+print("Checked:", sys.argv[3])
 """
 FAKE_ARCHIVER = f"""{FAKE_STEP}
-folder = sys.argv[sys.argv.index("--export-path") + 1]
+(folder,) = (word.partition("=")[2] for word in sys.argv if word.startswith("--export-path="))
 with open(folder + "/llamacpp.tar.gz", "w") as file:
     file.write("half")
     file.flush()
@@ -135,7 +124,7 @@ FAKES = {
 
 @dataclass
 class Outcome:
-    """How a run ended; `model` is LLAMA2_Q4_MODEL in the shell that sourced."""
+    """The result of a run. model: LLAMA2_Q4_MODEL in the shell that sourced. changes: other changes of that shell."""
 
     status: int
     stdout: str
@@ -157,12 +146,12 @@ class Outcome:
 
 @dataclass
 class Project:
-    """A copy of the project to package in."""
+    """A copy of the project, and the environment for package_llama.sh."""
 
     root: Path
     environment: dict[str, str]
 
-    def run(self, way: str, *arguments: object, cwd: Path | None = None, **environment: str) -> Outcome:
+    def run(self, way: str, *arguments: object, cwd: str = "", **environment: str) -> Outcome:
         process = subprocess.run(
             self.command(way, *arguments),
             cwd=cwd or self.root.parent,
@@ -170,7 +159,7 @@ class Project:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=900,  # the first one may fetch the converter's packages
+            timeout=900,  # the first run with the real tools downloads the converter
         )
         return Outcome.of(way, process, self.root.parent)
 
@@ -196,12 +185,18 @@ class Project:
             assert file is not None
             return file.read()
 
-    def config(self, archive: str = "llamacpp.tar.gz") -> dict:
-        return yaml.safe_load(self.read(CONFIG, archive))
+    def members(self, archive: str = "llamacpp.tar.gz") -> set[str]:
+        """The paths of the files in the archive."""
+        with tarfile.open(self.root / "model_store" / archive) as tar:
+            return {member.name.removeprefix("llamacpp/") for member in tar if member.isfile()}
 
-    def has_fake_archiver(self) -> None:
-        write_tree(Path(self.environment["PYTHONPATH"]), {"model_archiver/__init__.py": ""})
-        write_tree(Path(self.environment["PYTHONPATH"]), {"model_archiver/model_packaging.py": FAKE_ARCHIVER})
+    def config(self, archive: str = "llamacpp.tar.gz") -> dict[str, Any]:
+        config: dict[str, Any] = yaml.safe_load(self.read(CONFIG, archive))
+        return config
+
+    def add_fake_archiver(self) -> None:
+        package = {"model_archiver/__init__.py": "", "model_archiver/model_packaging.py": FAKE_ARCHIVER}
+        write_tree(Path(self.environment["PYTHONPATH"]), package)
 
 
 def copy_scripts(root: Path) -> Path:

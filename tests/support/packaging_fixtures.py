@@ -1,4 +1,4 @@
-"""Copies of the project to package in: `pytest_plugins = ["tests.support.packaging_fixtures"]` gives them to a test file."""
+"""Fixtures with copies of the project: for test files with `pytest_plugins = ["tests.support.packaging_fixtures"]`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from package_llama.archives import HANDLER, WORKER_PACKAGE
 from tests.support.packaged_project import (
+    FAKE_CHECK,
     FAKE_CONVERTER,
     FAKE_QUANTIZER,
-    FAKE_SOUNDNESS,
     FAKES,
-    IN_ARCHIVE,
     PROJECT,
     Project,
     copy_scripts,
@@ -26,12 +26,11 @@ from tests.support.packaged_project import (
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    """The scripts, with fake tools, in a folder whose name needs quoting."""
-    root = copy_scripts(tmp_path / """it's "here"{0} $HOME""")
-    for name in IN_ARCHIVE:
-        if not (root / name).exists():
-            (root / name).write_text("# stand-in\n")
-    write_tree(root, {"package_llama/quantize.py": FAKE_QUANTIZER, "package_llama/check_gguf.py": FAKE_SOUNDNESS})
+    """The scripts with fake tools, in a folder whose name has special characters of shells and of the archiver."""
+    root = copy_scripts(tmp_path / """it's "here"{0} $HOME, *? [x]""")
+    write_tree(root, dict.fromkeys((HANDLER, f"{WORKER_PACKAGE}/engine.py", f"{WORKER_PACKAGE}/parts/a.txt"), "#\n"))
+    write_tree(root, {f"{WORKER_PACKAGE}/__pycache__/engine.cpython-311.pyc": "stale"})
+    write_tree(root, {"package_llama/quantize.py": FAKE_QUANTIZER, "package_llama/check_gguf.py": FAKE_CHECK})
     write_tree(tmp_path / "fakes", FAKES)
     tools, environment = tmp_path / "tools", tmp_path / "venv"
     tools.mkdir()
@@ -55,7 +54,7 @@ def project(tmp_path: Path) -> Project:
 
 @pytest.fixture
 def snapshot(tmp_path: Path) -> Path:
-    """What looks like a Llama snapshot to whoever does not read the weights."""
+    """A folder with the files of a Llama snapshot, without real weights."""
     folder = tmp_path / "Llama 2's snapshot"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "torch_dtype": "float16"}))
@@ -66,10 +65,10 @@ def snapshot(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def real_project(tmp_path: Path) -> Project:
-    """A copy of the project that shares what is fetched only once, llama.cpp's converter, with the project itself."""
+    """A copy of the project with the real tools. It shares the downloaded converter with the project itself."""
     root = copy_scripts(tmp_path / "real project")
-    for name in IN_ARCHIVE:
-        shutil.copy(PROJECT / name, root)
+    shutil.copy(PROJECT / HANDLER, root)
+    shutil.copytree(PROJECT / WORKER_PACKAGE, root / WORKER_PACKAGE)
     (PROJECT / ".cache").mkdir(exist_ok=True)
     (root / ".cache").symlink_to(PROJECT / ".cache")
     environment = {**os.environ, "VIRTUAL_ENV": sys.prefix, "STATES": str(tmp_path)}
@@ -80,7 +79,7 @@ def real_project(tmp_path: Path) -> Project:
 
 @pytest.fixture
 def demo_project(real_project: Project) -> Project:
-    """The same, with the project's models as well, so that the demo model is fetched only once."""
+    """A real_project that also shares the project's models, so that the demo model is downloaded only once."""
     (PROJECT / "models").mkdir(exist_ok=True)
     (real_project.root / "models").symlink_to(PROJECT / "models")
     return real_project

@@ -1,9 +1,9 @@
-"""A Llama 2 7B snapshot as Hugging Face stores it, true in all but its weights, which are random.
+"""Writes a snapshot of Llama 2 7B, or of a smaller Llama 2, in Hugging Face's format. Its weights are random.
 
-Config, tensor names, shapes, shards, index, chat template and the vocabulary's size and kind are the real ones. It is
-written tensor by tensor: the full one is 13.5 GB on the disk and 0.3 GB in memory.
+Config, tensor names, shapes, shards, index, chat template and the vocabulary's size and kind are those of Llama 2. The
+tensors are written one by one: 7B takes 13.5 GB on the disk and 0.3 GB in memory.
 
-    python tests/synthetic_llama.py FOLDER [--layers 32] [--bin] [--seed 0]
+    python -m tests.support.synthetic_llama FOLDER [--layers 32] [--bin] [--seed 0]
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import BinaryIO
 import numpy as np
 
 PROJECT = Path(__file__).resolve().parents[2]
-N_LAYERS, WIDTH, N_FF, N_HEADS, N_VOCAB = 32, 4096, 11008, 32, 32_000
-SHARD_BYTES = 10**10  # how save_pretrained split the real one in two
-CHUNK = 2**24  # values made at a time
+SHARD_BYTES = 10**10  # save_pretrained made two shards of this size of 7B
+CHUNK = 2**24  # values that are made together
+LEARNED_PIECES = 800  # of the vocabulary; the other pieces are made-up words
 SPREAD = 0.02  # Llama 2's initializer_range
 
 # As in meta-llama/Llama-2-7b-chat-hf's tokenizer_config.json.
@@ -43,8 +43,19 @@ CHAT_TEMPLATE = (
 
 
 @dataclass(frozen=True, slots=True)
+class Size:
+    """The size of a Llama 2. The default is 7B."""
+
+    n_layers: int = 32
+    width: int = 4096
+    n_ff: int = 11008
+    n_heads: int = 32
+    n_vocab: int = 32_000
+
+
+@dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor of the snapshot; `kind` is safetensors' name for its type."""
+    """A tensor of the snapshot. kind: safetensors' name for its type."""
 
     name: str
     shape: tuple[int, ...]
@@ -55,7 +66,7 @@ class Tensor:
         return int(np.prod(self.shape)) * (4 if self.kind == "F32" else 2)
 
     def chunks(self, dice: np.random.Generator) -> Iterator[np.ndarray]:
-        """The values: norms near one, the rotary frequencies as they are, everything else normal with SPREAD."""
+        """The values: rotary frequencies are exact, norms are near one, all others are normal with SPREAD."""
         if self.kind == "F32":
             yield (10_000.0 ** -(np.arange(self.shape[0]) / self.shape[0])).astype("<f4")
             return
@@ -66,32 +77,32 @@ class Tensor:
             yield (values * np.float32(SPREAD) + np.float32(middle)).astype("<f2")
 
 
-def llama_2_7b_tensors(n_layers: int) -> list[Tensor]:
-    """Of the real model's 32 layers, the first `n_layers`, and what comes before and after them."""
-    tensors = [Tensor("model.embed_tokens.weight", (N_VOCAB, WIDTH))]
-    for layer in range(n_layers):
+def llama_2_tensors(size: Size) -> list[Tensor]:
+    width, n_ff = size.width, size.n_ff
+    tensors = [Tensor("model.embed_tokens.weight", (size.n_vocab, width))]
+    for layer in range(size.n_layers):
         prefix = f"model.layers.{layer}."
-        tensors += [Tensor(f"{prefix}self_attn.{name}_proj.weight", (WIDTH, WIDTH)) for name in "qkvo"]
+        tensors += [Tensor(f"{prefix}self_attn.{name}_proj.weight", (width, width)) for name in "qkvo"]
         tensors += [
-            Tensor(f"{prefix}self_attn.rotary_emb.inv_freq", (WIDTH // N_HEADS // 2,), "F32"),
-            Tensor(f"{prefix}mlp.gate_proj.weight", (N_FF, WIDTH)),
-            Tensor(f"{prefix}mlp.up_proj.weight", (N_FF, WIDTH)),
-            Tensor(f"{prefix}mlp.down_proj.weight", (WIDTH, N_FF)),
-            Tensor(f"{prefix}input_layernorm.weight", (WIDTH,)),
-            Tensor(f"{prefix}post_attention_layernorm.weight", (WIDTH,)),
+            Tensor(f"{prefix}self_attn.rotary_emb.inv_freq", (width // size.n_heads // 2,), "F32"),
+            Tensor(f"{prefix}mlp.gate_proj.weight", (n_ff, width)),
+            Tensor(f"{prefix}mlp.up_proj.weight", (n_ff, width)),
+            Tensor(f"{prefix}mlp.down_proj.weight", (width, n_ff)),
+            Tensor(f"{prefix}input_layernorm.weight", (width,)),
+            Tensor(f"{prefix}post_attention_layernorm.weight", (width,)),
         ]
-    return [*tensors, Tensor("model.norm.weight", (WIDTH,)), Tensor("lm_head.weight", (N_VOCAB, WIDTH))]
+    return [*tensors, Tensor("model.norm.weight", (width,)), Tensor("lm_head.weight", (size.n_vocab, width))]
 
 
 def write_snapshot(
-    folder: Path, n_layers: int = N_LAYERS, *, seed: int = 0, shard_bytes: int = SHARD_BYTES, is_bin: bool = False
+    folder: Path, size: Size, *, seed: int = 0, shard_bytes: int = SHARD_BYTES, is_bin: bool = False
 ) -> Path:
-    """Makes `folder` and returns it. is_bin: PyTorch's files instead of safetensors, each made in memory."""
+    """Makes `folder` and returns it. is_bin: PyTorch files instead of safetensors; each is made in memory."""
     folder.mkdir(parents=True)
-    _write_texts(folder, n_layers)
-    _write_tokenizer(folder / "tokenizer.model", seed)
+    _write_texts(folder, size)
+    _write_tokenizer(folder / "tokenizer.model", size.n_vocab, seed)
     shards: list[list[Tensor]] = [[]]
-    for tensor in llama_2_7b_tensors(n_layers):
+    for tensor in llama_2_tensors(size):
         if shards[-1] and sum(each.n_bytes for each in shards[-1]) + tensor.n_bytes > shard_bytes:
             shards.append([])
         shards[-1].append(tensor)
@@ -109,7 +120,7 @@ def write_snapshot(
 
 
 def _write_safetensors(path: Path, tensors: list[Tensor], dice: np.random.Generator) -> None:
-    """In the format's own order: the widest types first, and by name."""
+    """Sorts the tensors as safetensors does: by the width of the type, then by name."""
     tensors = sorted(tensors, key=lambda tensor: (-int(tensor.kind[1:]), tensor.name))
     header, end = {}, 0
     for tensor in tensors:
@@ -135,20 +146,20 @@ def _write_bin(path: Path, tensors: list[Tensor], dice: np.random.Generator) -> 
     torch.save({name: torch.from_numpy(array) for name, array in values.items()}, path)
 
 
-def _write_texts(folder: Path, n_layers: int) -> None:
+def _write_texts(folder: Path, size: Size) -> None:
     config = {
         "architectures": ["LlamaForCausalLM"],
         "bos_token_id": 1,
         "eos_token_id": 2,
         "hidden_act": "silu",
-        "hidden_size": WIDTH,
+        "hidden_size": size.width,
         "initializer_range": SPREAD,
-        "intermediate_size": N_FF,
+        "intermediate_size": size.n_ff,
         "max_position_embeddings": 4096,
         "model_type": "llama",
-        "num_attention_heads": N_HEADS,
-        "num_hidden_layers": n_layers,
-        "num_key_value_heads": N_HEADS,
+        "num_attention_heads": size.n_heads,
+        "num_hidden_layers": size.n_layers,
+        "num_key_value_heads": size.n_heads,
         "pretraining_tp": 1,
         "rms_norm_eps": 1e-05,
         "rope_scaling": None,
@@ -156,7 +167,7 @@ def _write_texts(folder: Path, n_layers: int) -> None:
         "torch_dtype": "float16",
         "transformers_version": "4.32.0.dev0",
         "use_cache": True,
-        "vocab_size": N_VOCAB,
+        "vocab_size": size.n_vocab,
     }
     tokenizer = {
         "add_bos_token": True,
@@ -173,8 +184,8 @@ def _write_texts(folder: Path, n_layers: int) -> None:
         (folder / name).write_text(json.dumps(content, indent=2))
 
 
-def _write_tokenizer(path: Path, seed: int) -> None:
-    """A SentencePiece BPE model of Llama 2's size: a few hundred tokens are learned, the others made-up words."""
+def _write_tokenizer(path: Path, n_vocab: int, seed: int) -> None:
+    """Writes a SentencePiece BPE model: LEARNED_PIECES learned from the license, and made-up words."""
     import sentencepiece
 
     with tempfile.TemporaryDirectory() as folder:
@@ -182,15 +193,15 @@ def _write_tokenizer(path: Path, seed: int) -> None:
             sentence_iterator=iter((PROJECT / "LICENSE").read_text().splitlines()),
             model_prefix=f"{folder}/tokenizer",
             model_type="bpe",
-            vocab_size=800,
+            vocab_size=LEARNED_PIECES,
             byte_fallback=True,
             minloglevel=2,
         )
         learned = Path(folder, "tokenizer.model").read_bytes()
     model = sentencepiece.SentencePieceProcessor(model_proto=learned)
     known = {model.id_to_piece(token) for token in range(model.get_piece_size())}
-    words = [word for word in _made_up_words(seed) if word not in known][: N_VOCAB - len(known)]
-    assert len(known) + len(words) == N_VOCAB
+    words = [word for word in _made_up_words(seed) if word not in known][: n_vocab - len(known)]
+    assert len(known) + len(words) == n_vocab
     pieces = (_piece(word, -float(len(known) - 259 + rank)) for rank, word in enumerate(words))
     path.write_bytes(learned + b"".join(pieces))
 
@@ -205,7 +216,7 @@ def _made_up_words(seed: int) -> list[str]:
 
 
 def _piece(text: str, score: float) -> bytes:
-    """One more element of ModelProto's repeated field 1: in protobuf, it may simply follow what is there."""
+    """One element of ModelProto's repeated field 1. protobuf allows to append it to the serialized model."""
     word = text.encode()
     message = bytes([0x0A, len(word)]) + word + b"\x15" + struct.pack("<f", score)
     return bytes([0x0A, len(message)]) + message
@@ -214,11 +225,11 @@ def _piece(text: str, score: float) -> bytes:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--layers", type=int, default=N_LAYERS)
-    parser.add_argument("--bin", action="store_true", help="PyTorch's files instead of safetensors")
+    parser.add_argument("--layers", type=int, default=Size().n_layers)
+    parser.add_argument("--bin", action="store_true", help="PyTorch files instead of safetensors")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    print(write_snapshot(given.folder, given.layers, seed=given.seed, is_bin=given.bin))
+    print(write_snapshot(given.folder, Size(given.layers), seed=given.seed, is_bin=given.bin))
 
 
 if __name__ == "__main__":

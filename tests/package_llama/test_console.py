@@ -1,0 +1,41 @@
+"""The progress bar, in a terminal and in a log."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from package_llama.console import progress_bar
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_per_cent_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with progress_bar("Writing") as bar:
+        bar.start_t -= 100  # seconds
+        bar.last_print_t -= 1
+        bar.update(25)
+    assert "Writing: 25 %, 05:00 left" in terminal.getvalue()
+
+
+def test_a_log_shows_no_progress_of_a_short_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    with progress_bar("Writing") as bar:
+        bar.update(100)
+    assert log.getvalue() == ""
+
+
+def test_a_step_without_progress_shows_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with progress_bar("Writing"):
+        pass
+    assert terminal.getvalue() == ""

@@ -1,0 +1,48 @@
+"""Reading the heads of whole, cut and changed GGUF files."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from package_llama.gguf_header import InvalidGguf, read_head
+from tests.support.tiny_llama import N_EMBD, TEMPLATE, write_tiny_llama
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_llama(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+def test_a_head_has_metadata_and_tensors_but_no_values_of_arrays(tiny: Path) -> None:
+    head = read_head(tiny)
+    assert head.fields["tokenizer.chat_template"].contents() == TEMPLATE
+    assert head.fields["tokenizer.ggml.tokens"].data == []
+    assert head.fields["tokenizer.ggml.scores"].data == []
+    shapes = {tensor.name: tensor.shape.tolist() for tensor in head.tensors}
+    assert shapes["blk.0.attn_q.weight"] == [N_EMBD, N_EMBD]
+    last = max(head.tensors, key=lambda tensor: tensor.data_offset)
+    assert last.data_offset + last.n_bytes == tiny.stat().st_size
+
+
+@pytest.mark.parametrize("n_bytes", [0, 3, 4, 20, 400, 6000, -1])
+def test_a_file_that_is_cut_short_is_invalid(tiny: Path, tmp_path: Path, n_bytes: int) -> None:
+    (tmp_path / "cut.gguf").write_bytes(tiny.read_bytes()[:n_bytes])
+    with pytest.raises(InvalidGguf, match=r"cut\.gguf is (not a GGUF file|damaged or incomplete)"):
+        read_head(tmp_path / "cut.gguf")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@given(position=st.integers(4, 7000), replacement=st.binary(min_size=1, max_size=8))
+def test_a_damaged_head_raises_no_other_error_than_invalid_gguf(
+    tiny: Path, tmp_path: Path, position: int, replacement: bytes
+) -> None:
+    content = bytearray(tiny.read_bytes())
+    content[position : position + len(replacement)] = replacement
+    (tmp_path / "changed.gguf").write_bytes(content)
+    with suppress(InvalidGguf):  # any other exception fails the test
+        read_head(tmp_path / "changed.gguf")
