@@ -125,9 +125,7 @@ def main() -> int:
     parser.add_argument("--config", action="append", default=[], metavar="NAME=FILE", help="another TorchServe")
     parser.add_argument("--workload", action="append", help=f"{', '.join(CLOSED_LOOPS)}, WT, WL (default: all)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--seed", type=int, default=int(time.time()), help="of all texts (default: a new one)"
-    )
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="of all texts (default: a new one)")
     parser.add_argument("--json", type=Path, help="file for all figures")
     arguments = parser.parse_args()
     targets = [torchserve_target(ServerConfig.load())]

@@ -14,7 +14,7 @@ from experiments.plan import SWEEPS, Plan
 from experiments.records import ExperimentRecord, MeasuredPoint
 
 COLOURS = ["#1a80c4", "#d55e00", "#009e73", "#be5f95", "#8c7a00", "#7a6fd0", "#607d8b", "#a0522d"]
-PHASE_COLOURS = {"queued": "#95a19d", "reading": "#d55e00", "writing": "#1a80c4", "failed": "#b3123f"}
+PHASE_COLOURS = {"queued": "#95a19d", "prefill": "#d55e00", "decode": "#1a80c4", "failed": "#b3123f"}
 TIME_TITLES = {"first_token_ms": "Time to first token, ms", "latency_ms": "Whole answer, ms"}
 MUTED = "#7d8784"
 POINTS = alt.OverlayMarkDef(size=70, filled=True)

@@ -1,19 +1,21 @@
-"""What an experiment is to do, how it is kept, and what its charts are drawn from: plain values and files."""
+"""Plans, saved records and the rows of the charts: plain values and files."""
 
 from __future__ import annotations
 
 import csv
 import io
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from experiments import charts, records
+from experiments.json_file import write_whole
 from experiments.load_test import Run, Sample
-from experiments.records import Plan, MeasuredPoint, ExperimentRecord, Setup, Value
-from experiments.run import TimeEstimate
+from experiments.plan import BATCHINGS, Plan, Setup, Value, values_from
+from experiments.records import ExperimentRecord, MeasuredPoint
+from experiments.run import ExperimentProgress
 from llama_cpp_worker.sampling_params import InvalidParameter
 from tests.support.serving import make_home
 from torchserve_client.config import ServerConfig, TorchServeError
@@ -31,7 +33,7 @@ def point(value: Value | None, clients: int, failed: int = 0, requests: int = 4)
 
 
 def record(*points: MeasuredPoint, plan: Plan = PLAN, number: int = 0) -> ExperimentRecord:
-    started = datetime(2026, 1, 2, 3, 4, tzinfo=timezone.utc) + timedelta(minutes=number)
+    started = datetime(2026, 1, 2, 3, 4, tzinfo=UTC) + timedelta(minutes=number)
     return ExperimentRecord(f"id{number:03}", started, "demo", plan, BASE, points, "done")
 
 
@@ -41,7 +43,7 @@ def config(tmp_path: Path) -> ServerConfig:
 
 
 @pytest.mark.parametrize(
-    "change, name",
+    ("change", "name"),
     [
         ({"clients": ()}, "clients"),
         ({"clients": (4, 4)}, "clients"),
@@ -60,25 +62,25 @@ def config(tmp_path: Path) -> ServerConfig:
         ({"sweep": "batching", "values": ("dynamic", "dynamic")}, "batching"),
     ],
 )
-def test_plan_that_cannot_be_done_is_refused_by_name(change: dict[str, object], name: str) -> None:
+def test_impossible_plan_is_refused_with_the_name_of_the_parameter(change: dict[str, object], name: str) -> None:
     with pytest.raises(InvalidParameter) as refusal:
         replace(PLAN, **change).check()  # type: ignore[arg-type]
 
     assert refusal.value.name == name
 
 
-def test_plans_that_can_be_done_are_not_refused() -> None:
-    for plan in (PLAN, replace(PLAN, sweep=None, values=()), replace(PLAN, sweep="batching", values=records.BATCHINGS)):
+def test_possible_plans_are_not_refused() -> None:
+    for plan in (PLAN, replace(PLAN, sweep=None, values=()), replace(PLAN, sweep="batching", values=BATCHINGS)):
         plan.check()
 
 
-def test_runs_are_every_number_of_clients_for_every_value() -> None:
+def test_each_value_runs_with_each_number_of_clients() -> None:
     assert PLAN.runs == 4
     assert replace(PLAN, sweep=None, values=()).runs == 2
 
 
 @pytest.mark.parametrize(
-    "sweep, text, values",
+    ("sweep", "text", "values"),
     [
         ("batch_size", "1, 4,8", (1, 4, 8)),
         ("batch_size", " 16 ", (16,)),
@@ -86,18 +88,18 @@ def test_runs_are_every_number_of_clients_for_every_value() -> None:
         ("batching", "continuous, dynamic", ("continuous", "dynamic")),
     ],
 )
-def test_typed_values_are_read(sweep: str, text: str, values: tuple[Value, ...]) -> None:
-    assert records.values_from(sweep, text) == values
+def test_typed_values_are_parsed(sweep: str, text: str, values: tuple[Value, ...]) -> None:
+    assert values_from(sweep, text) == values
 
 
 @pytest.mark.parametrize("text", ["1; 4", "one", "-1", "1.5", "²"])
-def test_what_is_no_list_of_numbers_is_refused(text: str) -> None:
+def test_text_without_numbers_is_refused(text: str) -> None:
     with pytest.raises(InvalidParameter, match="like 1, 4, 8"):
-        records.values_from("batch_size", text)
+        values_from("batch_size", text)
 
 
 @pytest.mark.parametrize(
-    "sweep, value, archive, batching, workers",
+    ("sweep", "value", "archive", "batching", "workers"),
     [
         ("batch_size", 4, "llama.tar.gz", "continuous", 1),
         ("workers", 1, "llama.tar.gz", "continuous", 1),
@@ -114,50 +116,50 @@ def test_varied_setup_uses_the_archive_of_its_batching(
     assert (varied.archive, varied.batching, varied.settings.workers) == (archive, batching, workers)
 
 
-@pytest.mark.parametrize("value", records.BATCHINGS)
-def test_batchings_are_the_same_from_wherever_one_begins(value: str) -> None:
+@pytest.mark.parametrize("value", BATCHINGS)
+def test_compared_batchings_do_not_depend_on_the_first_setup(value: str) -> None:
     two_workers = Setup(replace(BASE.settings, workers=2), "llama-dynamic.tar.gz", "dynamic")
 
     assert two_workers.varied("batching", value) == BASE.varied("batching", value)
 
 
-def test_one_worker_that_batches_dynamically_goes_on_to_do_so_with_other_settings() -> None:
+def test_dynamic_batching_stays_when_another_setting_varies() -> None:
     alone = BASE.varied("batching", "dynamic")
 
     assert alone.varied("batch_size", 2).archive == "llama-dynamic.tar.gz"
 
 
-def test_time_left_is_judged_by_the_means_until_now() -> None:
-    pace = TimeEstimate(loads=4, requests=30, loaded=1, answered=10, loading_seconds=3.0, asking_seconds=5.0)
+def test_time_left_is_estimated_from_the_mean_times() -> None:
+    progress = ExperimentProgress(
+        loads=4, requests=30, loaded=1, answered=10, loading_seconds=3.0, answering_seconds=5.0
+    )
 
-    assert pace.seconds_left == 3 * 3.0 + 20 * 0.5
-
-
-def test_time_left_is_unknown_before_anything_was_measured() -> None:
-    assert TimeEstimate(loads=2, requests=10).seconds_left is None
-    assert TimeEstimate(loads=2, requests=10, loaded=1, loading_seconds=3.0).seconds_left is None
-    assert TimeEstimate(loads=0, requests=10, answered=5, asking_seconds=1.0).seconds_left == 1.0
+    assert progress.seconds_left == 3 * 3.0 + 20 * 0.5
 
 
-def test_kept_record_is_read_as_it_was(config: ServerConfig) -> None:
-    kept = record(point(1, 8), point("dynamic", 1, failed=1))
-
-    records.save(config, kept)
-
-    assert records.load(config, kept.id) == kept
+def test_time_left_is_unknown_before_the_first_measurement() -> None:
+    assert ExperimentProgress(loads=2, requests=10).seconds_left is None
+    assert ExperimentProgress(loads=2, requests=10, loaded=1, loading_seconds=3.0).seconds_left is None
+    assert ExperimentProgress(loads=0, requests=10, answered=5, answering_seconds=1.0).seconds_left == 1.0
 
 
-def test_texts_of_answers_are_not_kept() -> None:
+def test_saved_record_is_loaded_unchanged(config: ServerConfig) -> None:
+    saved = record(point(1, 8), point("dynamic", 1, failed=1))
+
+    records.save(config, saved)
+
+    assert records.load(config, saved.id) == saved
+
+
+def test_texts_of_answers_are_not_saved() -> None:
     assert all(not sample.text and not sample.events for sample in point(1, 8).samples)
 
 
-def test_newest_records_are_kept_and_come_first(config: ServerConfig) -> None:
+def test_only_the_newest_records_stay_and_come_first(config: ServerConfig) -> None:
     for number in range(records.MAX_RECORDS + 2):
         records.save(config, record(number=number))
 
-    kept = records.record_ids(config)
-
-    assert kept == [f"id{number:03}" for number in range(records.MAX_RECORDS + 1, 1, -1)]
+    assert records.record_ids(config) == [f"id{number:03}" for number in range(records.MAX_RECORDS + 1, 1, -1)]
 
 
 def test_deleted_record_is_gone(config: ServerConfig) -> None:
@@ -168,10 +170,10 @@ def test_deleted_record_is_gone(config: ServerConfig) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"plan": 3}'])
-def test_file_that_is_no_record_is_named(config: ServerConfig, text: str) -> None:
-    records.write(records.record_file(config, "broken"), text)
+def test_invalid_record_file_is_named(config: ServerConfig, text: str) -> None:
+    write_whole(records.record_file(config, "broken"), text)
 
-    with pytest.raises(TorchServeError, match="run-broken.json cannot be read .*: delete it"):
+    with pytest.raises(TorchServeError, match=r"run-broken\.json cannot be read .*: delete it"):
         records.load(config, "broken")
 
 
@@ -187,14 +189,14 @@ def test_csv_has_a_line_for_each_run_with_its_settings_and_figures() -> None:
     assert (rows[1]["errors"], rows[1]["first_error"]) == ("1", "HTTP 503: no")
 
 
-def test_run_without_any_answer_has_nothing_to_draw() -> None:
-    kept = record(point(1, 8), point(4, 8, failed=4))
+def test_run_without_answers_is_not_drawn() -> None:
+    saved = record(point(1, 8), point(4, 8, failed=4))
 
-    assert [each.value for each in kept.answered] == [1]
-    assert [row["value"] for row in charts.throughput_rows([kept])] == [1]
+    assert [each.value for each in saved.answered] == [1]
+    assert [row["value"] for row in charts.throughput_rows([saved])] == [1]
 
 
-def test_rows_of_the_throughput_chart_name_setting_clients_and_speed() -> None:
+def test_throughput_rows_have_setting_clients_and_speed() -> None:
     assert charts.throughput_rows([record(point(4, 8))]) == [
         {
             "value": 4,
@@ -206,19 +208,19 @@ def test_rows_of_the_throughput_chart_name_setting_clients_and_speed() -> None:
     ]
 
 
-def test_compared_experiments_have_series_of_their_own() -> None:
+def test_compared_experiments_have_different_series() -> None:
     rows = charts.throughput_rows([record(point(4, 8)), record(point(4, 8), number=1)])
 
     assert len({row["by_setting"] for row in rows}) == 2
 
 
-def test_rows_of_the_times_are_one_for_each_percentile() -> None:
+def test_time_rows_are_one_for_each_percentile() -> None:
     rows = charts.time_rows(PLAN, [point(4, 8)], "first_token_ms")
 
     assert [(row["x"], row["percentile"], row["ms"]) for row in rows] == [(4, p, 100.0) for p in ("p50", "p95", "p99")]
 
 
-def test_rows_of_the_timeline_are_the_phases_in_the_order_of_sending() -> None:
+def test_timeline_rows_are_the_phases_in_the_order_of_sending() -> None:
     late, failed = point(4, 8).samples[0], point(4, 8, failed=1).samples[0]
     mixed = replace(point(4, 8), samples=(replace(late, sent=0.3, ended=1.0), failed))
 
@@ -227,22 +229,22 @@ def test_rows_of_the_timeline_are_the_phases_in_the_order_of_sending() -> None:
     assert rows == [
         (1, "failed", 0.0, 0.5),
         (2, "queued", 0.3, 0.5),
-        (2, "reading", 0.5, 0.6),
-        (2, "writing", 0.6, 1.0),
+        (2, "prefill", 0.5, 0.6),
+        (2, "decode", 0.6, 1.0),
     ]
 
 
 @pytest.mark.parametrize(
-    "plan, title",
+    ("plan", "title"),
     [
         (PLAN, "Batch size"),
         (replace(PLAN, sweep="max_batch_delay_ms", values=(0,)), "Max batch delay, ms"),
         (replace(PLAN, sweep=None, values=()), "Clients"),
     ],
 )
-def test_axes_are_labelled_with_their_units(plan: Plan, title: str) -> None:
-    kept = record(point(None if plan.sweep is None else 0, 8), plan=plan)
-    drawn = charts.times(plan, kept.points, "latency_ms").to_dict()["encoding"]
+def test_axis_titles_have_units(plan: Plan, title: str) -> None:
+    saved = record(point(None if plan.sweep is None else 0, 8), plan=plan)
+    drawn = charts.times(plan, saved.points, "latency_ms").to_dict()["encoding"]
 
     assert (drawn["x"]["title"], drawn["y"]["title"]) == (title, "Whole answer, ms")
 

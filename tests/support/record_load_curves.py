@@ -1,6 +1,6 @@
-"""Records what the autoscaler sees of the real server under real load, for test_autoscaler_policy.py.
+"""Records the autoscaler's observations of a real server under load, for tests/autoscaler/test_policy.py.
 
-Run it with `python tests/record_load_curves.py` after `make package`; it writes tests/load_curves/*.csv.
+Run `python -m tests.support.record_load_curves` after `make package`. It writes tests/autoscaler/load_curves/*.csv.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 
 from autoscaler.control import switch_off, switch_on
@@ -20,14 +21,15 @@ from experiments.load_test import Run, run_load, torchserve_target
 from experiments.prompts import make_bodies
 from tests.support.serving import make_home, running_server, wait_until
 from torchserve_client.config import PROJECT, ServerConfig
-from torchserve_client.management import ManagementClient, ServingSettings
+from torchserve_client.management import ManagementClient
+from torchserve_client.status import ServingSettings
 
 CURVES = Path(__file__).resolve().parents[1] / "autoscaler" / "load_curves"
 POLICY = Policy(min_workers=1, max_workers=3, max_memory_percent=90, calm_seconds=10, pause_seconds=4)
 LOADS = {  # clients, requests, tokens of each answer
-    "burst": (12, 72, 64),  # more than one worker's batch waits for a long time
-    "hiccup": (8, 8, 96),  # a whole batch waits, but not for long
-    "trickle": (1, 12, 32),  # nobody waits
+    "burst": (12, 72, 64),  # more requests than one batch wait for a long time
+    "hiccup": (8, 8, 96),  # a whole batch waits for a short time
+    "trickle": (1, 12, 32),  # no request waits
 }
 
 
@@ -36,24 +38,24 @@ def load(config: ServerConfig, clients: int, requests: int, max_tokens: int) -> 
 
 
 def record(config: ServerConfig, work: Callable[[], Run]) -> list[Observation]:
-    """What the autoscaler saw from before the work until one worker has been free for a while."""
+    """The observations from before the load until one worker has been free for a while."""
     seen: list[Observation] = []
 
-    def look() -> Observation | None:
+    def observe() -> Observation | None:
         report = read_report(config)
         if report and report.observation and report.observation not in seen:
             seen.append(report.observation)
         return seen[-1] if seen else None
 
-    wait_until(look, what="the first look")
+    wait_until(observe, what="the first observation")
     thread = threading.Thread(target=work)
     thread.start()
-    wait_until(lambda: look() and not thread.is_alive(), timeout=200, what="the load")
+    wait_until(lambda: observe() and not thread.is_alive(), timeout=200, what="the load")
     ended = time.monotonic()
     calm = POLICY.calm_seconds
 
     def is_calm() -> bool:
-        last = look()
+        last = observe()
         return last is not None and last.workers == 1 and time.monotonic() > ended + calm
 
     wait_until(is_calm, timeout=100, what="one worker")
@@ -78,7 +80,7 @@ def main() -> None:
             ManagementClient(config).register(ServingSettings(batch_size=4, max_batch_delay_ms=50, workers=1))
             switch_on(config, POLICY)
             for name, (clients, requests, max_tokens) in LOADS.items():
-                write(name, record(config, lambda of=(clients, requests, max_tokens): load(config, *of)))
+                write(name, record(config, partial(load, config, clients, requests, max_tokens)))
             switch_off(config)
 
 
