@@ -1,7 +1,7 @@
-"""The wire inwards: JSON and form bodies, checked field by field into an ApiRequest, or refused by name.
+"""The wire inwards: checks a JSON or form body field by field and makes an ApiRequest of it, or refuses it by name.
 
-Knows the shapes of requests as OpenAI's API reference has them; llama_cpp_reply knows those of answers.
-Knows nothing of TorchServe, llama.cpp or the schedule.
+Knows the shapes of requests as OpenAI's API reference has them; reply.py knows those of answers.
+Knows nothing of TorchServe, llama.cpp and the schedule.
 
 Not covered: tools, several prompts in one request, images and sound, best_of, and log probabilities of the prompt.
 """
@@ -22,40 +22,32 @@ N_CHOICES = Bounds(int, 1, 8)
 TOP_LOGPROBS = Bounds(int, 0, 20)  # chat
 LOGPROBS = Bounds(int, 0, 5)  # completions
 
-# What OpenAI's API has and this server has not: the values that ask for nothing, as null always does.
+# Parameters of OpenAI's API that this server does not support, with the values that have no effect; null has none, too.
 WITHOUT_EFFECT: dict[str, tuple[object, ...]] = {
-    "audio": (),
+    **dict.fromkeys(("audio", "parallel_tool_calls", "prediction", "prompt_cache_key", "reasoning_effort"), ()),
+    **dict.fromkeys(("safety_identifier", "verbosity", "web_search_options"), ()),
+    **dict.fromkeys(("function_call", "tool_choice"), ("none", "auto")),
+    **dict.fromkeys(("functions", "tools"), ([],)),
     "best_of": (1,),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
     "metadata": ({},),
     "modalities": (["text"],),
-    "parallel_tool_calls": (),
-    "prediction": (),
-    "prompt_cache_key": (),
-    "reasoning_effort": (),
-    "safety_identifier": (),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "suffix": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "verbosity": (),
-    "web_search_options": (),
 }
 
 
 class Route(Enum):
     """What a request is for; the value is the path after /predictions/{model}/{version}/."""
 
-    PREDICT = ""  # the user's original call: a prompt in, the prompt and its completion out, as plain text
+    PREDICT = ""  # the plain call: the answer is the prompt and its completion as text
     COMPLETIONS = "v1/completions"
     CHAT = "v1/chat/completions"
     MODELS = "v1/models"
 
 
 class ApiError(Exception):
-    """An answer that is an OpenAI error object: `param` names what the caller got wrong."""
+    """A request that is answered with an OpenAI error object; `param` is the name of the wrong parameter."""
 
     def __init__(self, message: str, param: str | None = None, status: int = 400, code: str | None = None) -> None:
         super().__init__(message)
@@ -70,11 +62,11 @@ class ApiError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ApiRequest:
-    """A request whose every field has been checked. Exactly one of `prompt` and `messages` is there.
+    """A request with checked fields. Exactly one of `prompt` and `messages` is not None.
 
-    `prompt` is a text or its tokens. `logprobs` is how many likeliest tokens to tell at each place; None tells nothing.
-    `return_progress` and `timings_per_token` are llama-server's: a stream then tells how far the prompt is read, and
-    counts and times with every piece.
+    `prompt` is a text or its tokens. `logprobs` is how many of the likeliest tokens to report with each token; None
+    reports no token. `return_progress` and `timings_per_token` are llama-server's: a stream then has events with the
+    progress of the prefill, and counts and times in every event with text.
     """
 
     route: Route
@@ -86,8 +78,12 @@ class ApiRequest:
     stream: bool
     include_usage: bool
     echo: bool
-    return_progress: bool = False
-    timings_per_token: bool = False
+    return_progress: bool
+    timings_per_token: bool
+
+
+def _refusal(param: str, problem: str) -> ApiError:
+    return ApiError(f"{param}: {problem}.", param=param)
 
 
 def find_route(url_path: str) -> Route:
@@ -111,9 +107,9 @@ def parse_request(route: Route, fields: Mapping[str, object]) -> ApiRequest:
     echo = _read_flag(body, "echo", route is Route.PREDICT and isinstance(prompt, str))
     logprobs = _read_logprobs(route, body)
     if echo and isinstance(prompt, list):
-        raise ApiError("echo: is possible only where the prompt is a text.", param="echo")
+        raise _refusal("echo", "is possible only if the prompt is a text")
     if echo and logprobs is not None:
-        raise ApiError("logprobs: are not known of an echoed prompt; send one or the other.", param="logprobs")
+        raise _refusal("logprobs", "are not available with echo; send one or the other")
     return ApiRequest(
         route=route,
         prompt=prompt,
@@ -140,21 +136,21 @@ def _check_names(route: Route, body: Mapping[str, object]) -> None:
     for name, value in body.items():
         if name in names:
             continue
-        if route is not Route.PREDICT and name in WITHOUT_EFFECT:
-            if value is None or any(value == nothing and value is not True for nothing in WITHOUT_EFFECT[name]):
-                continue
-            raise ApiError(f"{name}: this server cannot do that; leave it out.", param=name)
-        raise ApiError(f"{name[:40]}: this server does not know this parameter here.", param=name[:40])
+        if route is Route.PREDICT or name not in WITHOUT_EFFECT:
+            raise _refusal(name[:40], "this server does not know this parameter here")
+        is_one = value is True and name == "best_of"  # in Python, True == 1
+        if value is not None and (value not in WITHOUT_EFFECT[name] or is_one):
+            raise _refusal(name, "this server does not support it; leave it out")
     for name in ("model", "user"):
         if not isinstance(body.get(name, ""), str | None):
-            raise ApiError(f"{name}: must be a string.", param=name)
+            raise _refusal(name, "must be a string")
 
 
 def _read_body(fields: Mapping[str, object]) -> dict[str, object]:
-    if "body" not in fields:  # a form: every value is text
+    if "body" not in fields:  # a form, where every value is a text
         return {name: _form_value(name, value) for name, value in fields.items()}
     body = fields["body"]
-    if isinstance(body, bytes | bytearray | str):  # TorchServe could not parse it, or it came as another type
+    if isinstance(body, bytes | bytearray | str):  # TorchServe parses only valid JSON with the content type of JSON
         try:
             body = json.loads(body)
         except (ValueError, RecursionError) as error:
@@ -171,7 +167,7 @@ def _form_value(name: str, value: object) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        return text  # its own check will refuse it, naming the parameter
+        return text  # the check of this parameter refuses it by name
 
 
 def _read_prompt(
@@ -179,41 +175,40 @@ def _read_prompt(
 ) -> tuple[str | list[int] | None, list[dict[str, str]] | None]:
     prompt, messages = body.get("prompt"), body.get("messages")
     if prompt is not None and messages is not None:
-        raise ApiError("messages: send either prompt or messages, not both.", param="messages")
+        raise _refusal("messages", "send either prompt or messages, not both")
     if messages is not None:
         return None, _read_messages(messages)
     if prompt is None:
-        param = "messages" if route is Route.CHAT else "prompt"
-        raise ApiError(f"{param}: is missing; there is nothing to complete.", param=param)
+        raise _refusal("messages" if route is Route.CHAT else "prompt", "is missing; there is nothing to complete")
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
         prompt = prompt[0]
     if isinstance(prompt, list) and prompt and all(type(token) is int and 0 <= token < 2**31 for token in prompt):
         return prompt, None
     if not isinstance(prompt, str) or not prompt:
-        raise ApiError("prompt: must be one text that is not empty, or the tokens of one.", param="prompt")
+        raise _refusal("prompt", "must be one text that is not empty, or the tokens of one")
     return _encodable(prompt, "prompt"), None
 
 
 def _read_messages(messages: object) -> list[dict[str, str]]:
     if not isinstance(messages, list) or not messages:
-        raise ApiError("messages: must be a list of at least one message.", param="messages")
+        raise _refusal("messages", "must be a list of at least one message")
     return [_read_message(f"messages[{index}]", message) for index, message in enumerate(messages)]
 
 
 def _read_message(param: str, message: object) -> dict[str, str]:
     if not isinstance(message, dict):
-        raise ApiError(f"{param}: must be an object with role and content.", param=param)
+        raise _refusal(param, "must be an object with role and content")
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or role not in ROLES:
-        raise ApiError(f"{param}.role: must be one of {', '.join(ROLES)}.", param=f"{param}.role")
+        raise _refusal(f"{param}.role", f"must be one of {', '.join(ROLES)}")
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
         texts = [part.get("text") for part in content]
         content = "".join(texts) if all(isinstance(text, str) for text in texts) else None
     if not isinstance(content, str):
-        raise ApiError(f"{param}.content: must be a text.", param=f"{param}.content")
+        raise _refusal(f"{param}.content", "must be a text")
     for name, value in message.items():
-        if name not in ("role", "content") and value not in (None, []):  # what a client repeats from our answer
-            raise ApiError(f"{param}.{name[:40]}: this server cannot use this.", param=f"{param}.{name[:40]}")
+        if name not in ("role", "content") and value not in (None, []):  # clients send such fields of our answers back
+            raise _refusal(f"{param}.{name[:40]}", "this server does not support it")
     return {"role": ROLES[role], "content": _encodable(content, f"{param}.content")}
 
 
@@ -221,7 +216,7 @@ def _encodable(text: str, param: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ApiError(f"{param}: has half of a surrogate pair, which is no character.", param=param) from error
+        raise _refusal(param, "has half of a surrogate pair, which is no character") from error
     return text
 
 
@@ -278,14 +273,14 @@ def _read_schema(named: object, path: str) -> object:
 
 
 def _read_logprobs(route: Route, body: Mapping[str, object]) -> int | None:
-    """OpenAI's two ways: completions take a number; chat takes true, and a number beside it."""
+    """OpenAI has two forms: completions take a number; chats take true, and a number in another parameter."""
     if route is not Route.CHAT:
         return _read_number(body, "logprobs", LOGPROBS)
     count = _read_number(body, "top_logprobs", TOP_LOGPROBS)
     if _read_flag(body, "logprobs", False):
         return count or 0
     if count is not None:
-        raise ApiError("top_logprobs: is only possible with logprobs: true.", param="top_logprobs")
+        raise _refusal("top_logprobs", "is only possible with logprobs: true")
     return None
 
 
@@ -294,13 +289,13 @@ def _read_number(body: Mapping[str, object], name: str, bounds: Bounds) -> int |
     try:
         return None if value is None else int(bounds.check(name, value))
     except InvalidParameter as error:
-        raise ApiError(f"{error}.", param=name) from error
+        raise _refusal(name, error.problem) from error
 
 
 def _read_flag(body: Mapping[str, object], name: str, default: bool) -> bool:
     value = body.get(name)
     if not isinstance(value, bool | None):
-        raise ApiError(f"{name}: must be true or false.", param=name)
+        raise _refusal(name, "must be true or false")
     return default if value is None else value
 
 
@@ -309,15 +304,14 @@ def _read_include_usage(body: Mapping[str, object], stream: bool) -> bool:
     if options is None:
         return False
     if not stream:
-        raise ApiError("stream_options: is only possible with stream: true.", param="stream_options")
+        raise _refusal("stream_options", "is only possible with stream: true")
     if not isinstance(options, dict) or options.keys() - {"include_usage"}:
-        raise ApiError("stream_options: must be an object with include_usage.", param="stream_options")
+        raise _refusal("stream_options", "must be an object with include_usage")
     return _read_flag(options, "include_usage", False)
 
 
 def _read_stream_flag(body: Mapping[str, object], name: str, stream: bool) -> bool:
-    """Asks for more events in a stream, so there has to be one."""
     flag = _read_flag(body, name, False)
     if flag and not stream:
-        raise ApiError(f"{name}: is only possible with stream: true.", param=name)
+        raise _refusal(name, "is only possible with stream: true")
     return flag
