@@ -1,13 +1,12 @@
-"""The chat: conversations with the model that TorchServe serves, kept on disk and followed while they are written.
+"""The chat: conversations with the model that TorchServe serves, stored on disk and shown while answers are generated.
 
-Run it with `streamlit run client_app.py`, as often as you like: every tab of every copy sees the same conversations
-(set LLAMA2_CHAT_STORE to keep them in another file). Answers are written by threads of their own (chat/answering.py); a
-page only looks, so leaving or reloading it cuts nothing. The server's state is asked each time, never remembered.
+Run it with `streamlit run client_app.py`, also several times at once: every tab of every copy sees the same
+conversations (set LLAMA2_CHAT_STORE to store them in another file). Threads generate the answers, and a page only shows
+them, so leaving or reloading it cuts none. The server's state is queried in every run, never stored.
 """
 
 from __future__ import annotations
 
-import gc
 import os
 import time
 from itertools import zip_longest
@@ -16,26 +15,30 @@ from pathlib import Path
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-from apps.chat.answer_panel import Place, draw_answer, draw_branches, follow, icon_button, session_wishes, wish
+from apps.chat.answer_panel import AnswerView, action_button, draw_answer, stream_answers
 from apps.chat.answering import Answers
 from apps.chat.context import Gauge, gauge, left_out
-from apps.chat.conversations_panel import PARAMETER, delete, draw_conversations, draw_new_and_undo
-from apps.chat.messages import Message, Tree
+from apps.chat.conversations_panel import URL_PARAMETER, delete, draw_conversations, draw_new_and_undo
+from apps.chat.database import StoreError
+from apps.chat.messages import Message, MessageTree
 from apps.chat.openai_client import OpenAIClient
 from apps.chat.parallel_panel import draw_group
-from apps.chat.pending_actions import NEW, Granter
+from apps.chat.pending_actions import NEW, QuestionNotStored
+from apps.chat.question_panel import NOT_SENT, draw_question
+from apps.chat.session import session_pending
 from apps.chat.settings_panel import draw_server_choice, draw_settings, recall
-from apps.chat.store import ChatStore, StoreError
+from apps.chat.store import ChatStore
 from apps.chat.turns import Chat, ChatServer
+from apps.shared.garbage_collector import freeze_imports
 from torchserve_client.config import ServerConfig, TorchServeError
 from torchserve_client.inference import InferenceClient
 
-NOT_SENT = "Not sent to the model any more."
 GREETING = "How may I assist you today?"
-STATE_SECONDS = 2.0  # between two looks at the server and at what other tabs have done
+PAGE_POLL_SECONDS = 2.0  # between two queries of the server's state and of changes by other tabs
+ELEMENTS_OF_MESSAGE = 2  # in draw_conversation(): the bubble and the note below it
 NEARLY_FULL = 0.8  # of the context window
 
-STATES = {  # what the sidebar says, and what the chat input says
+STATES = {  # the sentence of the sidebar, and the hint in the chat input
     "down": ("TorchServe is not running. Press Start Server in the server app.", "TorchServe is not running"),
     "starting": ("TorchServe is starting. This page goes on by itself.", "TorchServe is starting"),
     "unhealthy": (
@@ -49,12 +52,16 @@ STATES = {  # what the sidebar says, and what the chat input says
 OTHER_STATES = STATES | {  # of a server that is not TorchServe
     "down": ("No server answers at this base URL. Check it under Server, or start that server.", "No server answers"),
     "refused": ("The server refuses the key. Type the right one under Server.", "The server refuses the key"),
+    "not openai": (
+        "The server at this base URL does not list models as OpenAI's API does. Check it under Server.",
+        "The server does not speak OpenAI's API",
+    ),
 }
 
 
 @st.cache_resource
 def connect(config: ServerConfig) -> InferenceClient:
-    """One client for all sessions: it is safe between threads, and holds the key and what it asks a worker."""
+    """One client for all sessions: it is safe between threads, and has the key and the model's facts."""
     return InferenceClient(config)
 
 
@@ -70,21 +77,14 @@ def open_store(path: Path) -> tuple[ChatStore, Answers]:
     return store, Answers(store)
 
 
-@st.cache_resource
-def spare_the_garbage_collector() -> None:
-    """Takes what is imported by now out of garbage collection: Streamlit 1.67 collects all after every run."""
-    gc.collect()
-    gc.freeze()
-
-
 def choose_conversation() -> None:
-    """Opens the one to show, or else the one in the URL, with its own settings when it is new to this tab."""
-    in_url = st.query_params.get(PARAMETER, NEW)
+    """Opens the conversation to open, or else the one in the URL; with its settings if it is new to this tab."""
+    in_url = st.query_params.get(URL_PARAMETER, NEW)
     if has_gone_back():
-        wishes.to_show = in_url  # whatever was asked before that, and is still to be granted
-    elif wishes.to_show == in_url:
-        wishes.to_show = None
-    wanted = in_url if wishes.to_show is None else wishes.to_show
+        pending.to_open = in_url  # even if a question that is still pending has another conversation
+    elif pending.to_open == in_url:
+        pending.to_open = None
+    wanted = in_url if pending.to_open is None else pending.to_open
     conversation = store.get(wanted)
     if conversation and st.session_state.get("opened") != wanted:
         in_address = st.query_params.to_dict()
@@ -95,120 +95,79 @@ def choose_conversation() -> None:
 
 
 def has_gone_back() -> bool:
-    """Whether the browser's own back or forward began this run: Streamlit 1.67 has no public name for that."""
+    """Whether the browser's back or forward button started this run: Streamlit 1.67 has no public name for that."""
     context = get_script_run_ctx()
     return context is not None and context.is_history_navigation
 
 
 def put_into_url(conversation_id: str) -> None:
     if conversation_id == NEW:
-        st.query_params.pop(PARAMETER, None)
+        st.query_params.pop(URL_PARAMETER, None)
     else:
-        st.query_params[PARAMETER] = conversation_id
+        st.query_params[URL_PARAMETER] = conversation_id
 
 
-def note_question() -> None:
+def queue_question() -> None:
     """Callback."""
     question, opened = st.session_state.question, st.session_state.opened
-    st.session_state.opened = wishes.note_question(question, opened)
+    st.session_state.opened = pending.add_question(question, opened)
 
 
-def grant_wishes() -> None:
-    granter = Granter(wishes, chat, settings)
-    while wishes.waiting:
-        taken = wishes.waiting.popleft()
-        try:
-            granter.grant(taken)
-        except StoreError as error:
-            st.error(str(error), icon=":material/error:")
-            if taken.action == "ask":  # what was typed must not be lost
-                st.code(taken.arguments[0], language=None, wrap_lines=True)
-            st.stop()
-    if wishes.to_show and wishes.to_show != st.session_state.opened:
-        put_into_url(wishes.to_show)
-        st.session_state.opened = wishes.to_show
+def run_pending(chat: Chat) -> None:
+    """Carries out the queued actions; if the store fails, the page is its reason."""
+    try:
+        pending.run_pending(chat)
+    except StoreError as error:
+        st.error(str(error), icon=":material/error:")
+        if isinstance(error, QuestionNotStored):
+            st.code(error.question, language=None, wrap_lines=True)
+        st.stop()
+    if pending.to_open and pending.to_open != st.session_state.opened:
+        put_into_url(pending.to_open)
+        st.session_state.opened = pending.to_open
 
 
 def clear_chat_history() -> None:
-    """Callback: the conversation goes as if it were deleted, so that it can be brought back."""
+    """Callback: deletes the open conversation, which undo restores."""
     conversation = store.get(st.session_state.opened)
     if conversation:
-        delete(conversation, store)
+        delete(conversation)
 
 
-def draw_question(message: Message, tree: Tree) -> None:
-    """A person's text is shown as it was typed; like an answer, it always takes up the same number of elements."""
-    is_edited = st.session_state.get("editing") == message.id
-    shown, edited, note = st.empty(), st.empty(), st.empty()
-    if is_edited:
-        with edited.container():
-            draw_editor(message)
-    else:
-        with shown.container(horizontal=True, vertical_alignment="center", gap="xsmall", wrap=False):
-            st.text(message.text, width="stretch")
-            key, icon, about = f"edit_{message.id}", ":material/edit:", "Edit and send again"
-            st.button("", key, about, edit, (message.id,), type="tertiary", icon=icon)
-            draw_branches(message, tree)
-    if message.is_left_out:
-        note.caption(NOT_SENT)
-
-
-def draw_editor(message: Message) -> None:
-    """Leaving the text area begins no run: it would replace the button under a finger that is pressing it."""
-    key = f"edited_{message.id}"
-    st.text_area("Question", message.text, key=key, label_visibility="collapsed", on_change="ignore")
-    with st.container(horizontal=True, gap="small"):
-        key = f"resend_{message.id}"
-        st.button("Send", key=key, type="primary", on_click=resend, args=(message.id,))
-        st.button("Cancel", key=f"cancel_{message.id}", on_click=edit, args=(None,))
-
-
-def resend(message_id: int) -> None:
-    """Callback: the text area's text at that moment; without any, it stays open."""
-    text = st.session_state[f"edited_{message_id}"]
-    if text.strip():
-        wish("resend", message_id, text)
-        edit(None)
-
-
-def edit(message_id: int | None) -> None:
-    """Callback."""
-    st.session_state.editing = message_id
-
-
-def draw_conversation(tree: Tree) -> list[Place]:
-    """Every message of the branch that is shown; returns the places of the answers being written."""
+def draw_conversation(tree: MessageTree) -> list[AnswerView]:
+    """Draws every message of the shown branch; returns the views of the unfinished answers."""
     path = tree.path()
-    places: list[Place] = []
+    views: list[AnswerView] = []
     for message, following in zip_longest(path, path[1:]):
         with st.chat_message(message.role):
             if message.role == "user":
                 draw_question(message, tree)
             else:
-                places += draw_answers(message, tree, is_last=following is None)
+                views += draw_answers(message, tree, is_last=following is None)
         note = st.empty()
         if message.is_left_out and following and not following.is_left_out:
             with note.container(horizontal=True, vertical_alignment="center", horizontal_alignment="center"):
                 st.caption(f"The {left_out(path)} messages above are not sent.", width="content")
-                icon_button("send_all", "history", "Send them again", message, "send all", message.id)
-    for _ in range(2 * (st.session_state.get("n_drawn", 0) - len(path))):
-        st.empty()  # over what was drawn there before: Streamlit removes it only when the run ends
+                action_button(f"send_all_{message.id}", "history", Chat.send_all, message.id, about="Send them again")
+    # Overwrites the elements of messages that are no longer shown; Streamlit would keep them until this run ends.
+    for _ in range(ELEMENTS_OF_MESSAGE * (st.session_state.get("n_drawn", 0) - len(path))):
+        st.empty()
     st.session_state.n_drawn = len(path)
-    return places
+    return views
 
 
-def draw_answers(message: Message, tree: Tree, is_last: bool) -> list[Place]:
-    """The answer, or all simultaneous ones side by side as long as the conversation has not gone on with one."""
+def draw_answers(message: Message, tree: MessageTree, is_last: bool) -> list[AnswerView]:
+    """The answer, or all simultaneous ones side by side if the conversation has not continued with one of them."""
     prompt = tree.messages[message.parent_id or 0].text if message.is_raw else ""
     group = tree.group(message)
     if is_last and len(group) > 1:
         st.set_page_config(layout="wide")
-        places, st.session_state.draw_total = draw_group(group, prompt, tree)
+        views, st.session_state.draw_total = draw_group(group, prompt, tree)
         st.empty()
-        return places
-    place = draw_answer(message, prompt, tree, is_last)
+        return views
+    view = draw_answer(message, prompt, tree, is_last)
     st.empty().caption(NOT_SENT if message.is_left_out else "")
-    return [place] if place else []
+    return [view] if view else []
 
 
 def draw_gauge(now: Gauge) -> None:
@@ -222,7 +181,7 @@ def draw_gauge(now: Gauge) -> None:
     st.progress(now.share, text=f":small[{sentence}.]")
 
 
-def show_state(sentence: str, state: str) -> None:
+def draw_server_state(sentence: str, state: str) -> None:
     """The server's state as a sentence with the next step."""
     if state == "ready":
         st.success(sentence, icon="👉")
@@ -232,18 +191,13 @@ def show_state(sentence: str, state: str) -> None:
         st.warning(sentence, icon=":material/power_settings_new:")
 
 
-def news() -> tuple[object, ...]:
-    """What the whole page depends on, to be compared with what it was."""
-    return server.state(), server.context_window, server.has_chat_template, store.revision()
-
-
-@st.fragment(run_every=STATE_SECONDS, key="watch")
-def watch(shown: tuple[object, ...], drawn_at: float) -> None:
-    """Draws the page again when the server's state, its model or the conversations are not those that it shows."""
-    spare_the_garbage_collector()
-    if time.monotonic() - drawn_at < STATE_SECONDS / 2:
-        return  # this is the page being drawn, not the clock
-    if news() != shown:
+@st.fragment(run_every=PAGE_POLL_SECONDS, key="redraw_when_outdated")
+def redraw_when_outdated(shown: tuple[object, ...], drawn_at: float) -> None:
+    """Redraws the page when the server's state, its model or the conversations differ from what it shows."""
+    freeze_imports("chat")
+    if time.monotonic() - drawn_at < PAGE_POLL_SECONDS / 2:
+        return  # the page itself is being drawn; the timer has not started this run
+    if (server.state(), server.context_window, server.has_chat_template, store.revision()) != shown:
         st.rerun()
 
 
@@ -256,12 +210,12 @@ try:
 except (TorchServeError, StoreError) as error:
     st.error(str(error), icon=":material/error:")
     st.stop()
-wishes = session_wishes()
+pending = session_pending()
 choose_conversation()
 
 with st.sidebar:
     st.title("🦙💬 Llama 2 Chatbot", anchor=False)
-    state_place = st.container()
+    state_container = st.container()
     draw_new_and_undo(store)
     settings_tab, conversations_tab = st.tabs(["Settings", "Conversations"])
     with settings_tab:
@@ -270,32 +224,31 @@ with st.sidebar:
         st.button("Clear Chat History", key="clear_chat_history", on_click=clear_chat_history)
 
 server: ChatServer = connect_other(base_url, api_key) if base_url else connect(config)
+run_pending(Chat(store, answers, server, settings))  # before the server's state is queried: questions leave at once
 state = server.state()
 sentence, hint = (OTHER_STATES if base_url else STATES)[state]
-chat = Chat(store, answers, server)
-with state_place:
-    show_state(sentence, state)
+with state_container:
+    draw_server_state(sentence, state)
 
-grant_wishes()
-st.chat_input(hint, key="question", on_submit=note_question)  # in the main body: only then the page scrolls along
-gauge_place = st.bottom.container()
+st.chat_input(hint, key="question", on_submit=queue_question)  # in the main body: only there the page scrolls with it
+gauge_container = st.bottom.container()
 window, has_template, revision = server.context_window, server.has_chat_template, store.revision()
 conversation = store.get(st.session_state.opened)
 with conversations_tab:
     draw_conversations(store, conversation)
 
-tree = store.tree(conversation.id).map(answers.with_unkept) if conversation else Tree([], None)
-with gauge_place:
+tree = store.tree(conversation.id).map(answers.current) if conversation else MessageTree([], None)
+with gauge_container:
     draw_gauge(gauge(tree.path(), settings.system_prompt, window))
     if not has_template:
         st.caption("This model has no chat template, so it gets what you write as `Question: … Answer:`.")
 st.chat_message("assistant").write(GREETING)
-if conversation is None and PARAMETER in st.query_params:
+if conversation is None and URL_PARAMETER in st.query_params:
     st.info("This conversation is not here: it was deleted, or is in another file. A question begins a new one.")
 st.session_state.draw_total = None
-places = draw_conversation(tree)
+views = draw_conversation(tree)
 with st.sidebar:
-    watch((state, window, has_template, revision), time.monotonic())
-if places:
-    follow(answers, places, lambda: store.revision() != revision, st.session_state.draw_total)
+    redraw_when_outdated((state, window, has_template, revision), time.monotonic())
+if views:
+    stream_answers(answers, views, lambda: store.revision() != revision, st.session_state.draw_total)
     st.rerun()

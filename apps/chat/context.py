@@ -1,7 +1,7 @@
-"""What of a conversation goes to the model, and how much of the context window that takes.
+"""Which messages of a conversation are sent to the model, and how much of the context window they take.
 
-Counts come from the server with every answer; what it has not counted yet is estimated from the text's length.
-Knows nothing of HTTP, files and pages.
+The server counts the tokens of every answer and its prompt; newer text is estimated by its length. Knows nothing of
+HTTP, files and pages.
 """
 
 from __future__ import annotations
@@ -9,16 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from apps.chat.messages import Message
 
-CHARACTERS_PER_TOKEN = 4.0  # before anything of this conversation has been counted; English text has about so many
-TOKENS_PER_MESSAGE = 5  # what a chat template puts around each
+CHARACTERS_PER_TOKEN = 4.0  # of English text; used until the server has counted an answer of this conversation
+MIN_COUNTED_TOKENS = 20  # an average over fewer tokens says little
+TOKENS_PER_MESSAGE = 5  # that a chat template adds to each
 
 
 @dataclass(frozen=True, slots=True)
 class Gauge:
-    """Tokens of the context window that a conversation takes up; about so many if `is_estimate`."""
+    """Tokens of the context window that a conversation takes; counted by the server unless `is_estimate`."""
 
     used: int
     window: int | None
@@ -34,16 +36,16 @@ class Gauge:
 
 
 def sent_turns(path: Sequence[Message]) -> list[tuple[Message, Message]]:
-    """Questions with their answers, as they go to the model: strictly by turns, as chat templates want it.
+    """Questions with their answers, strictly in turns: chat templates demand it.
 
-    Questions without an answer are left out, and so are turns that are marked so.
+    Questions without an answer are not sent, and neither are turns that are marked as left out.
     """
-    pairs = zip(path, path[1:], strict=False)
+    pairs = pairwise(path)
     return [(one, other) for one, other in pairs if one.role == "user" and other.text and not one.is_left_out]
 
 
 def messages_for(path: Sequence[Message], system_prompt: str) -> list[dict[str, str]]:
-    """The request for the answer that `path` ends with; a text that it has already is to be continued."""
+    """The messages of the request for the last answer of `path`; a text that it has already is continued."""
     messages = [{"role": "system", "content": system_prompt}] if system_prompt.strip() else []
     for question, answer in sent_turns(path[:-2]):
         messages += [{"role": "user", "content": question.text}, {"role": "assistant", "content": answer.text}]
@@ -54,13 +56,13 @@ def messages_for(path: Sequence[Message], system_prompt: str) -> list[dict[str, 
 
 
 def gauge(path: Sequence[Message], system_prompt: str, window: int | None) -> Gauge:
-    """What the conversation takes up, from the last answer that was counted and the text since then."""
-    for place in range(len(path) - 1, -1, -1):
-        message = path[place]
+    """What the conversation takes: the last count that still holds, and an estimate of the messages after it."""
+    for index in range(len(path) - 1, -1, -1):
+        message = path[index]
         counted = message.figures.get("usage", {}).get("total_tokens")
-        if counted and message.figures.get("left_out", 0) == left_out(path[:place]) and not message.is_raw:
-            since = estimate(path[place + 1 :], "", characters_per_token(path))
-            return Gauge(counted + since, window, is_estimate=since > 0)
+        if counted and message.figures.get("left_out", 0) == left_out(path[:index]) and not message.is_raw:
+            newer = estimate(path[index + 1 :], "", characters_per_token(path))
+            return Gauge(counted + newer, window, is_estimate=newer > 0)
     estimated = estimate(path, system_prompt, characters_per_token(path))
     return Gauge(estimated, window, is_estimate=estimated > 0)
 
@@ -71,45 +73,46 @@ def left_out(path: Sequence[Message]) -> int:
 
 
 def estimate(path: Sequence[Message], system_prompt: str, characters_per_token: float) -> int:
-    """About how many tokens these messages are, without those that are left out."""
+    """About how many tokens these messages have, without those that are left out."""
     texts = [system_prompt] if system_prompt.strip() else []
     texts += [message.text for message in path if not message.is_left_out and message.text]
     return sum(int(len(text) / characters_per_token) + TOKENS_PER_MESSAGE for text in texts)
 
 
 def characters_per_token(path: Sequence[Message]) -> float:
-    """Measured on this conversation's answers: scripts and models differ."""
-    counted = [
-        (len(message.text), tokens)
-        for message in path
-        if (tokens := message.figures.get("usage", {}).get("completion_tokens"))
-        and not message.figures.get("earlier_tokens")
-    ]
-    characters, tokens = (sum(column) for column in zip(*counted, strict=True)) if counted else (0, 0)
-    return max(0.5, characters / tokens) if characters and tokens >= 20 else CHARACTERS_PER_TOKEN
+    """The average of this conversation's answers: scripts and models differ."""
+    n_characters = n_tokens = 0
+    for message in path:
+        counted = message.figures.get("usage", {}).get("completion_tokens")
+        if counted and not message.figures.get("earlier_tokens"):  # else the text has tokens that were not counted
+            n_characters += len(message.text)
+            n_tokens += counted
+    return (
+        max(0.5, n_characters / n_tokens) if n_characters and n_tokens >= MIN_COUNTED_TOKENS else CHARACTERS_PER_TOKEN
+    )
 
 
 def oldest_to_leave_out(path: Sequence[Message], system_prompt: str, window: int, room: int) -> list[int]:
-    """The oldest turns' messages without which the rest and an answer of `room` tokens fit; at least one turn.
+    """The ids of the oldest turns to leave out, so that the rest and an answer of `room` tokens fit; at least one turn.
 
-    `path` ends with the answer that did not fit: the count that its refusal tells corrects the estimate. Empty if there
-    is no turn before the last question.
+    `path` ends with the answer that did not fit; the count in its refusal corrects the estimate. Empty if there is no
+    turn before the last question.
     """
-    kept = [message for message in path[:-2] if not message.is_left_out]
+    remaining = [message for message in path[:-2] if not message.is_left_out]
     per_token = characters_per_token(path)
-    whole = max(1, estimate([*kept, *path[-2:]], system_prompt, per_token))
-    correction = max(1.0, told_tokens(path[-1].problem) / whole)
+    estimated = max(1, estimate([*remaining, *path[-2:]], system_prompt, per_token))
+    correction = max(1.0, prompt_tokens_in(path[-1].problem) / estimated)
     chosen: list[int] = []
-    while kept:
-        needed = correction * estimate([*kept, *path[-2:]], system_prompt, per_token)
+    while remaining:
+        needed = correction * estimate([*remaining, *path[-2:]], system_prompt, per_token)
         if chosen and needed <= window - room:
             break
-        n_turn = 2 if len(kept) > 1 and kept[1].role == "assistant" else 1
-        chosen += [message.id for message in kept[:n_turn]]
-        kept = kept[n_turn:]
+        n_turn = 2 if len(remaining) > 1 and remaining[1].role == "assistant" else 1
+        chosen += [message.id for message in remaining[:n_turn]]
+        remaining = remaining[n_turn:]
     return chosen
 
 
-def told_tokens(refusal: str) -> int:
-    """The prompt's tokens as a refusal tells them beside the window's, which are fewer; 0 if it tells none."""
+def prompt_tokens_in(refusal: str) -> int:
+    """The size of the prompt that a refusal mentions; 0 if it has no number. The window's size is always less."""
     return max((int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", refusal)), default=0)

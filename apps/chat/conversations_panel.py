@@ -1,6 +1,6 @@
-"""The sidebar's conversations: new, the list with its search, and rename, delete, undo, export, import of them.
+"""The sidebar's conversations: a new one, the list with its search, and rename, delete, undo, export, import.
 
-Which conversation is open stands in the URL and nowhere else.
+The URL names the open conversation.
 """
 
 from __future__ import annotations
@@ -11,65 +11,66 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from apps.chat.answer_panel import session_wishes
+from apps.chat.database import StoreError
 from apps.chat.export import ImportFailed, as_markdown, export_json, import_json
-from apps.chat.messages import Conversation, Found
+from apps.chat.messages import Conversation, ListEntry
 from apps.chat.pending_actions import NEW
+from apps.chat.session import session_pending
 from apps.chat.settings_panel import recall
 from apps.chat.store import ChatStore
 
-PARAMETER = "conversation"  # in the URL
-LISTED = 20  # conversations, and so many more each time
+URL_PARAMETER = "conversation"
+PAGE_LENGTH = 20  # conversations in the list, and further ones for each "Show more"
 SHOWN_LENGTH = 30  # characters of a title: one line of the sidebar
 DAY = 24 * 3600.0
 
 
 @dataclass(slots=True)
 class Imports:
-    """Of this session: how many, as another key empties the uploader, and what was wrong with the last one."""
+    """The imports of this session: their number, since a new key empties the uploader, and the last one's problem."""
 
     number: int = 0
     problem: str = ""
 
 
 def open_conversation(conversation_id: str, store: ChatStore) -> None:
-    """Callback: this conversation, with its own settings; NEW for a new one, with the settings as they are."""
-    session_wishes().to_show = conversation_id
+    """Callback: opens this conversation with its stored settings, or NEW with the settings of the sidebar."""
+    session_pending().to_open = conversation_id
     conversation = store.get(conversation_id)
     if conversation:
         recall(conversation.settings)
 
 
-def delete(conversation: Conversation, store: ChatStore) -> None:
-    """Callback; undo stays possible. What is being written for it stops."""
-    for message in store.tree(conversation.id).messages.values():
-        store.want_stop(message.id)
-    store.delete(conversation.id)
+def delete(conversation: Conversation) -> None:
+    """Callback: deletes the conversation and stops its answers; undo is possible."""
+    session_pending().add(lambda chat: chat.store.delete(conversation.id))
+    session_pending().to_open = NEW
     st.session_state.deleted = conversation
-    open_conversation(NEW, store)
 
 
-def undelete(conversation: Conversation, store: ChatStore) -> None:
-    store.undelete(conversation.id)
-    del st.session_state.deleted
-    open_conversation(conversation.id, store)
+def _undelete(conversation: Conversation) -> None:
+    """Callback."""
+    session_pending().add(lambda chat: chat.store.undelete(conversation.id))
+    session_pending().to_open = conversation.id
+    recall(conversation.settings)
+    st.session_state.pop("deleted", None)
 
 
 def draw_new_and_undo(store: ChatStore) -> None:
     st.button("New chat", key="new_chat", icon=":material/add:", on_click=open_conversation, args=(NEW, store))
-    place = st.empty()  # always there: what is below it must not move, or its tabs would begin anew
+    element = st.empty()  # always there: tabs that move are reset by Streamlit to their first one
     deleted: Conversation | None = st.session_state.get("deleted")
     if deleted:
-        with place.container(horizontal=True, vertical_alignment="center", gap="small"):
+        with element.container(horizontal=True, vertical_alignment="center", gap="small"):
             st.caption(f"Deleted: {_label(deleted.title)}", width="stretch")
-            st.button("Undo", key="undo", icon=":material/undo:", on_click=undelete, args=(deleted, store))
+            st.button("Undo", key="undo", icon=":material/undo:", on_click=_undelete, args=(deleted,))
 
 
 def draw_conversations(store: ChatStore, opened: Conversation | None) -> None:
-    """The open one's own actions, then the list, which a search narrows."""
-    place = st.empty()  # always there, like the one above
+    """The actions on the open conversation, then the list, which a search narrows."""
+    element = st.empty()  # always there, like the one above
     if opened:
-        with place.container():
+        with element.container():
             _draw_actions(store, opened)
     words = st.text_input(
         "Search",
@@ -78,7 +79,7 @@ def draw_conversations(store: ChatStore, opened: Conversation | None) -> None:
         label_visibility="collapsed",
         icon=":material/search:",
     )
-    limit = st.session_state.setdefault("listed", LISTED)
+    limit = st.session_state.setdefault("n_listed", PAGE_LENGTH)
     found = store.latest(limit + 1, words or "")
     if words and not found:
         st.caption("No conversation has all these words.")
@@ -93,22 +94,22 @@ def draw_conversations(store: ChatStore, opened: Conversation | None) -> None:
 def _draw_actions(store: ChatStore, opened: Conversation) -> None:
     with st.container(horizontal=True, gap="xsmall"):
         with st.popover("", icon=":material/edit:", help="Rename this conversation"):
-            st.text_input("Title", opened.title, key=f"title_{opened.id}", on_change=_rename, args=(opened.id, store))
+            st.text_input("Title", opened.title, key=f"title_{opened.id}", on_change=_rename, args=(opened.id,))
         with st.popover("", icon=":material/download:", help="Export"):
             name = "".join(letter if letter.isalnum() else "-" for letter in opened.title).strip("-") or "chat"
             _download("This one as Markdown", f"{name}.md", lambda: as_markdown(store, opened.id))
             _download("This one as JSON", f"{name}.json", lambda: export_json(store, [opened.id]))
             _download("All as JSON", "chats.json", lambda: export_json(store, store.all_ids()))
         about = "Delete this conversation"
-        st.button("", key="delete", icon=":material/delete:", help=about, on_click=delete, args=(opened, store))
+        st.button("", key="delete", icon=":material/delete:", help=about, on_click=delete, args=(opened,))
 
 
 def _download(label: str, file_name: str, make: Callable[[], str]) -> None:
-    """A download that is made when it is asked for."""
+    """A button whose file is made when it is pressed."""
     st.download_button(label, make, file_name, key=f"export {label}", on_click="ignore")
 
 
-def _draw_entry(store: ChatStore, entry: Found, is_open: bool) -> None:
+def _draw_entry(store: ChatStore, entry: ListEntry, is_open: bool) -> None:
     title = entry.title if len(entry.title) <= SHOWN_LENGTH else f"{entry.title[: SHOWN_LENGTH - 1].rstrip()}…"
     about = [_age(entry.updated_at), *(_label(text) for text in (entry.title, entry.excerpt) if text != title and text)]
     st.button(
@@ -122,7 +123,6 @@ def _draw_entry(store: ChatStore, entry: Found, is_open: bool) -> None:
 
 
 def _draw_import(store: ChatStore) -> None:
-    wishes = session_wishes()
     imports: Imports = st.session_state.setdefault("imports", Imports())
     with st.expander("Import"):
         file = st.file_uploader("JSON made by Export", type="json", key=f"import_{imports.number}")
@@ -130,27 +130,29 @@ def _draw_import(store: ChatStore) -> None:
             st.error(imports.problem)
     if file is None:
         return
-    imports.number += 1  # first of all, and no Streamlit call below: a click that ends this run imports nothing twice
+    imports.number += 1  # first, and before any Streamlit call: a click that aborts this run must not import twice
     try:
-        wishes.to_show = next(iter(import_json(store, file.getvalue())), None)
+        session_pending().to_open = next(iter(import_json(store, file.getvalue())), None)
         imports.problem = ""
-    except ImportFailed as error:
+    except (ImportFailed, StoreError) as error:
         imports.problem = str(error)
     st.rerun()
 
 
-def _rename(conversation_id: str, store: ChatStore) -> None:
+def _rename(conversation_id: str) -> None:
+    """Callback."""
     title = st.session_state[f"title_{conversation_id}"]
     if title.strip():
-        store.rename(conversation_id, title)
+        session_pending().add(lambda chat: chat.store.rename(conversation_id, title))
 
 
 def _list_more() -> None:
-    st.session_state.listed += LISTED
+    """Callback."""
+    st.session_state.n_listed += PAGE_LENGTH
 
 
 def _label(text: str) -> str:
-    """A title as a button's label: Markdown's signs mean nothing in it."""
+    """A title as a button's label, with every character of Markdown escaped."""
     return "".join(f"\\{letter}" if letter in "\\`*_{}[]()#+-.!$:<>~|" else letter for letter in text) or "Untitled"
 
 

@@ -1,7 +1,10 @@
-"""A model's or a server's text as Markdown for a page: text first, formulas where they are meant, nothing active.
+"""A model's or a server's text as Markdown for a page: formulas are drawn; images, colours and prices stay text.
 
-Knows what Streamlit's Markdown makes of `$`, `![`, `:red[`; HTML is text for it anyway. Knows nothing of pages.
-Not covered: indented code blocks show `\\$` for `$` (fenced ones are right).
+Knows how Streamlit's Markdown interprets `$`, `![`, `:red[`; Streamlit shows HTML as text anyway. Knows nothing of
+pages.
+
+Not covered: indented code blocks show `\\$` for `$` (fenced ones are right). Code shows `![` with an invisible
+character in it; the answer's copy button has the original.
 """
 
 from __future__ import annotations
@@ -10,13 +13,14 @@ import re
 import unicodedata
 
 MARKDOWN = re.compile(
-    r"^[ \t>]*(?P<fence>`{3,}|~{3,}).*?(?:^[ \t>]*(?P=fence)|\Z)"  # a block of code, also one still being written
-    r"|(?<!`)(?P<ticks>`+)(?!`)(?:(?!\n\n).)+?(?<!`)(?P=ticks)(?!`)"  # code in a line
-    r"|\\\[(?P<display>(?:(?!\n\n).)+?)\\\]|\\\((?P<inline>(?:(?!\n\n).)+?)\\\)"  # LaTeX's own \[ \] and \( \)
+    r"^[ \t>]*(?P<fence>`{3,}|~{3,}).*?(?:^[ \t>]*(?P=fence)|\Z)"  # a block of code, also an unfinished one
+    r"|(?<!`)(?P<ticks>`+)(?!`)(?:(?!\n\n).){1,4000}?(?<!`)(?P=ticks)(?!`)"  # code in a line
+    # LaTeX's own \[ \] and \( \). A second opening ends the attempt: without it, many openings cost quadratic time.
+    r"|\\\[(?P<display>(?:(?!\n\n|(?<!\\)\\\[).)+?)\\\]|\\\((?P<inline>(?:(?!\n\n|(?<!\\)\\\().)+?)\\\)"
     r"|\\."  # an escaped character
     r"|(?P<block>\$\$(?:(?!\n\n|\$\$).)+\$\$)"
-    r"|\$(?P<dollars>[^\s$](?:[^$\n]*[^\s$\\])?)\$(?![\w$])"  # as pandoc has it: no blank inside, nothing beside
-    r"|(?P<active>\$|!(?=\[)|:(?=[a-z-]+\[))",  # money, an image, coloured text
+    r"|\$(?P<dollars>[^\s$](?:[^$\n]*[^\s$\\])?)\$(?![\w$])"  # as in pandoc: no blank inside, nothing beside
+    r"|(?P<active>\$|:(?=[a-z-]+\[))",  # money, coloured text
     re.MULTILINE | re.DOTALL,
 )
 # What stands between two dollars is a formula if it has a command or an operator, or is one letter, number or f(x).
@@ -25,11 +29,16 @@ ATOM = re.compile(r"[a-zA-Z]'?|-?\d+(?:\.\d+)?|[a-zA-Z]\([a-zA-Z, ]+\)")
 PRICE = re.compile(r"\d[\d.,]*\s+[a-z]{2,}")  # an amount with words after it: "5 a day, or" between two dollars
 BLOCK_START = re.compile(r"^(?P<mark>(?:[ \t]*(?:[-*+]|\d+[.)]|#{1,6}|>)(?=[ \t]))*[ \t]*)(?=\S)", re.MULTILINE)
 RIGHT_TO_LEFT_ISOLATE = "\u2067"
+IMAGE, NO_IMAGE = "![", "!\u200b["
 
 
 def text_as_markdown(text: str) -> str:
-    """Prices, images and `:red[` stay as written, code is left alone, formulas become Streamlit's `$` and `$$`."""
-    return MARKDOWN.sub(_replaced, text)
+    """Prices and `:red[` stay text, formulas become Streamlit's `$` and `$$`, code is not changed, except for `![`.
+
+    Images are disabled everywhere, because an image's URL can send the conversation to a stranger's server. Where code
+    begins and ends is up to the browser's parser, which disagrees with these rules in rare cases.
+    """
+    return MARKDOWN.sub(_replaced, text).replace(IMAGE, NO_IMAGE)
 
 
 def is_right_to_left(text: str) -> bool:
@@ -42,7 +51,7 @@ def is_right_to_left(text: str) -> bool:
 
 
 def with_direction(text: str) -> str:
-    """Markdown whose right-to-left lines say so, since a page's own direction would misplace their punctuation."""
+    """Markdown whose right-to-left lines are marked: else the page's direction misplaces their punctuation."""
     if not any(unicodedata.bidirectional(character) in ("R", "AL") for character in text):
         return text
     lines = []

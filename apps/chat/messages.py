@@ -1,27 +1,33 @@
 """What a conversation is made of: questions and answers, and the tree of branches they form.
 
-A conversation is a tree, because a question can be edited and an answer asked for again; one leaf says which branch is
-shown. Knows nothing of files, servers and pages.
+A conversation is a tree, because a person can edit a question and request another answer; one leaf says which branch
+is shown. Knows nothing of files, servers and pages.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 TITLE_LENGTH = 60  # characters
+FIGURE_OBJECTS = ("usage", "timings", "prompt_tokens_details")  # of the OpenAI API, with numbers in them
+LARGEST_FIGURE = 1e15
+NOT_STORED = ("phase", "percent")  # fields of Message, of an answer that this process generates
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
     """A question or an answer.
 
-    ended: "" while an answer is being written, then why it ended: "stop", "length", "full" (the context window),
-    "stopped", "cut", "failed", "too long" (it did not fit the context window); a question's is "sent".
-    figures: usage, timings and times of an answer. is_left_out: shown, but not sent to the model any more.
-    together: the same for all answers of one simultaneous question.
+    ended: "" while an answer is generated, then the reason of its end: "stop", "length", "full" (the context window),
+    "stopped", "cut", "failed", "too long" (the prompt did not fit the context window); of a question always "sent".
+    figures: usage and timings as the server reports them, `first_token_seconds`, `earlier_tokens` (of the parts before
+    a continuation), `left_out` (messages that were not sent), `asked_at` and `ended_at` in seconds since 1970.
+    is_left_out: the message is shown, but no longer sent to the model.
+    together: equal for all answers of one simultaneous question.
+    phase, percent: of an answer that this process generates (answering.py).
     """
 
     id: int
@@ -35,6 +41,8 @@ class Message:
     is_left_out: bool = False
     together: str | None = None
     created_at: float = 0.0
+    phase: str = ""
+    percent: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +58,8 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """An entry of the list; `excerpt` is where a search found its words."""
+class ListEntry:
+    """A conversation in the sidebar's list; `excerpt` is the text around the words of a search."""
 
     id: str
     title: str
@@ -59,7 +67,7 @@ class Found:
     excerpt: str = ""
 
 
-class Tree:
+class MessageTree:
     """The messages of a conversation and how they follow each other."""
 
     def __init__(self, messages: Sequence[Message], leaf_id: int | None) -> None:
@@ -69,20 +77,20 @@ class Tree:
         for message in messages:
             self._children.setdefault(message.parent_id, []).append(message.id)
 
-    def map(self, change: Callable[[Message], Message]) -> Tree:
-        return Tree([change(message) for message in self.messages.values()], self.leaf_id)
+    def map(self, change: Callable[[Message], Message]) -> MessageTree:
+        return MessageTree([change(message) for message in self.messages.values()], self.leaf_id)
 
     def path(self, leaf_id: int | None = None) -> list[Message]:
         """From the first message to `leaf_id`, or to the leaf of the branch that is shown."""
         path = []
-        place = self.leaf_id if leaf_id is None else leaf_id
-        while place is not None:
-            path.append(self.messages[place])
-            place = self.messages[place].parent_id
+        message_id = self.leaf_id if leaf_id is None else leaf_id
+        while message_id is not None:
+            path.append(self.messages[message_id])
+            message_id = self.messages[message_id].parent_id
         return path[::-1]
 
     def siblings(self, message: Message) -> list[Message]:
-        """The branches at this place, itself included, oldest first."""
+        """All messages with the parent of this one, itself included, oldest first."""
         return [self.messages[other] for other in self._children[message.parent_id]]
 
     def group(self, message: Message) -> list[Message]:
@@ -92,16 +100,16 @@ class Tree:
         return [other for other in self.siblings(message) if other.together == message.together]
 
     def newest_leaf(self, message_id: int) -> int:
-        """The last message that was written below this one: where the branch through it was left."""
+        """The newest message below this one: the end of the branch that was last used."""
         below = {message_id}
         for message in sorted(self.messages.values(), key=lambda message: message.id):
             if message.parent_id in below:
                 below.add(message.id)
-        return max(below)  # nothing follows it: a message is younger than the one it follows
+        return max(below)  # nothing follows it: a message has a higher id than its parent
 
 
-def new_id() -> str:
-    """Of a conversation, or of the answers to one simultaneous question; nobody can guess it."""
+def random_id() -> str:
+    """For a conversation, or for the answers to one simultaneous question; nobody can guess it."""
     return secrets.token_urlsafe(6)
 
 
@@ -112,3 +120,21 @@ def title_from(question: str) -> str:
         return line
     head = line[: TITLE_LENGTH - 1]
     return (head.rsplit(" ", 1)[0] if " " in head[20:] else head) + "…"
+
+
+def tokens_of(figures: Mapping[str, Any]) -> int:
+    """Tokens generated so far, those before a continuation included."""
+    n_generated = figures.get("usage", {}).get("completion_tokens") or figures.get("timings", {}).get("predicted_n")
+    return int(n_generated or 0) + int(figures.get("earlier_tokens", 0))
+
+
+def clean_figures(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers among these figures; all else is dropped, since servers and files may contain anything."""
+    clean: dict[str, Any] = {}
+    for name, value in figures.items():
+        if name in FIGURE_OBJECTS:
+            if isinstance(value, Mapping):
+                clean[name] = clean_figures(value)
+        elif isinstance(value, int | float) and abs(value) < LARGEST_FIGURE:
+            clean[name] = value
+    return clean

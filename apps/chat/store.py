@@ -1,7 +1,7 @@
-"""Saved conversations in one SQLite file: trees of messages, written while they stream, searched, deleted with undo.
+"""Saved conversations in one SQLite file: trees of messages, saved while they are generated, with undo of a deletion.
 
-Every thread, tab and process may use the same file; whoever writes an answer says every moment that it is still
-at it (`written_at`), so that an answer whose writer has died is known as cut.
+Every thread, tab and process may use the same file. The process that generates an answer saves it several times a
+second and so sets its heartbeat (`written_at`); an unfinished answer without a heartbeat is marked as cut.
 
 Knows nothing of servers and pages.
 """
@@ -10,33 +10,46 @@ from __future__ import annotations
 
 import json
 import logging
-import sqlite3
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from apps.chat.messages import TITLE_LENGTH, Conversation, Found, Message, Tree, new_id, title_from
-from apps.chat.schema import NewerSchema, migrate
+from apps.chat.database import Database, StoreError
+from apps.chat.messages import (
+    NOT_STORED,
+    TITLE_LENGTH,
+    Conversation,
+    ListEntry,
+    Message,
+    MessageTree,
+    random_id,
+    title_from,
+)
+from apps.chat.search import excerpt_of, search_query
 
-WRITER_SECONDS = 5.0  # an answer that nobody has written to for so long has lost its writer
-LOCKED_SECONDS = 30.0  # so long another program may keep the file
-KEEP_DELETED_SECONDS = 24 * 3600.0
-LEAST_INDEXED = 3  # characters; the index knows every three of them, shorter words are looked for in all texts
-LEFT = "The app ended while this answer was written. Continue it, or ask again."
-
+HEARTBEAT_SECONDS = 5.0  # an unfinished answer without a heartbeat for this long is marked as cut
+UNDO_SECONDS = 24 * 3600.0  # a deleted conversation can be restored for this long
+NO_HEARTBEAT = "The app ended while it generated this answer. Continue it, or ask again."
 
 logger = logging.getLogger(__name__)
 
 
-class StoreError(Exception):
-    """The file cannot be used; the message says what to do."""
+class ConversationDeleted(Exception):
+    """A message's conversation has been deleted, perhaps in another tab."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewAnswers:
+    """Answers to be generated. `waits_for` is the unfinished answer before their question, if there is one."""
+
+    ids: list[int]
+    waits_for: int | None = None
 
 
 class ChatStore:
-    """The file. Threads may share one; each method is a transaction of its own.
+    """The file. Threads may share one; each method is one transaction.
 
     Raises StoreError when the file is no store, is from a newer version of this program, or cannot be written.
     """
@@ -44,81 +57,60 @@ class ChatStore:
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self.path = path
         self._clock = clock
-        self._lock = threading.RLock()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Autocommit: transactions begin where we say so.
-            self._database = sqlite3.connect(
-                path, timeout=LOCKED_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            self._use_wal()
-            self._database.execute("PRAGMA synchronous = NORMAL")
-            self._database.execute("PRAGMA foreign_keys = ON")
-            with self._transaction() as database:
-                migrate(database)
-            self._forget_deleted()
-        except NewerSchema as error:
-            raise StoreError(f"{path} is too new ({error}): update the program, or choose another file.") from error
-        except (sqlite3.Error, OSError) as error:
-            raise StoreError(f"{path} cannot be used for conversations ({error}): move it away.") from error
-
-    def _use_wal(self) -> None:
-        """SQLite does not wait here, as it does elsewhere, while another program makes the file (tried)."""
-        deadline = time.monotonic() + LOCKED_SECONDS
-        while True:
-            try:
-                self._database.execute("PRAGMA journal_mode = WAL")
-                return
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error) or time.monotonic() > deadline:
-                    raise
-            time.sleep(0.02)
+        self._database = Database(path)
+        self._purge_deleted()
 
     def close(self) -> None:
-        with self._lock:  # SQLite would crash if another thread were in the middle of a statement
-            self._database.close()
+        self._database.close()
 
     # --- conversations
 
     def create(self, settings: dict[str, Any], wanted_id: str = "") -> str:
-        """A new conversation without a title; returns its id: another one than wanted if that has been deleted."""
+        """A new conversation without a title. Returns its id: not the wanted one if a deleted conversation has that."""
         now = self._clock()
-        with self._transaction() as database:
-            is_taken = database.execute("SELECT 1 FROM conversations WHERE id = ?", (wanted_id,)).fetchone()
-            conversation_id = new_id() if is_taken or not wanted_id else wanted_id
-            database.execute(
+        with self._database.transaction():
+            is_taken = self._database.row("SELECT 1 FROM conversations WHERE id = ?", (wanted_id,))
+            conversation_id = random_id() if is_taken or not wanted_id else wanted_id
+            self._database.rows(
                 "INSERT INTO conversations (id, settings, created_at, updated_at) VALUES (?, ?, ?, ?)",
                 (conversation_id, json.dumps(settings), now, now),
             )
         return conversation_id
 
     def get(self, conversation_id: str) -> Conversation | None:
-        """None if there is none of this id, or it has been deleted."""
-        row = self._row(
+        """None if no conversation has this id, or if it was deleted."""
+        row = self._database.row(
             "SELECT id, title, settings, leaf_id, created_at, updated_at FROM conversations "
             "WHERE id = ? AND deleted_at IS NULL",
             (conversation_id,),
         )
         return Conversation(row[0], row[1], json.loads(row[2]), *row[3:]) if row else None
 
-    def conversation_of(self, message_id: int) -> Conversation | None:
-        """None if it has been deleted."""
-        row = self._row("SELECT conversation_id FROM messages WHERE id = ?", (message_id,))
-        return self.get(row[0]) if row else None
+    def conversation_id_of(self, message_id: int) -> str:
+        """Raises ConversationDeleted."""
+        row = self._database.row(
+            "SELECT conversations.id FROM messages JOIN conversations ON conversations.id = conversation_id "
+            "WHERE messages.id = ? AND deleted_at IS NULL",
+            (message_id,),
+        )
+        if row is None:
+            raise ConversationDeleted
+        return str(row[0])
 
-    def latest(self, limit: int, words: str = "") -> list[Found]:
+    def latest(self, limit: int, words: str = "") -> list[ListEntry]:
         """The latest conversations first; with `words`, those that have all of them in one message or in the title."""
         if words.split():
-            return self._search(words.split(), limit)
-        rows = self._rows(
+            rows = self._database.rows(*search_query(words.split(), limit))
+            return [ListEntry(id, title, at, excerpt_of(text, words.split())) for id, title, at, text in rows]
+        rows = self._database.rows(
             "SELECT id, title, updated_at FROM conversations WHERE deleted_at IS NULL ORDER BY updated_at DESC LIMIT ?",
             (limit,),
         )
-        return [Found(*row) for row in rows]
+        return [ListEntry(*row) for row in rows]
 
     def all_ids(self) -> list[str]:
-        """Of all conversations that are not deleted, oldest first."""
-        rows = self._rows("SELECT id FROM conversations WHERE deleted_at IS NULL ORDER BY created_at")
+        """The ids of all conversations that are not deleted, oldest first."""
+        rows = self._database.rows("SELECT id FROM conversations WHERE deleted_at IS NULL ORDER BY created_at")
         return [row[0] for row in rows]
 
     def rename(self, conversation_id: str, title: str) -> None:
@@ -128,71 +120,87 @@ class ChatStore:
         self._change(conversation_id, "settings = ?", json.dumps(settings))
 
     def delete(self, conversation_id: str) -> None:
-        """Hides it; `undelete` brings it back within a day."""
+        """Hides the conversation and stops its answers; `undelete` restores it within UNDO_SECONDS."""
+        self._database.rows(
+            "UPDATE messages SET stop_wanted = 1 WHERE conversation_id = ? AND ended = ''", (conversation_id,)
+        )
         self._change(conversation_id, "deleted_at = ?", self._clock())
 
     def undelete(self, conversation_id: str) -> None:
         self._change(conversation_id, "deleted_at = ?", None)
 
     def revision(self) -> int:
-        """Another number after any change, by whomever, but for the text of answers being written."""
-        row = self._row("SELECT total(revision) + count(*) FROM conversations")
+        """Another number after any change by any process, except for the text of unfinished answers."""
+        row = self._database.row("SELECT total(revision) + count(*) FROM conversations")
         return int(row[0]) if row else 0
 
     # --- messages
 
-    def tree(self, conversation_id: str) -> Tree:
-        """All messages; an answer that has lost its writer is marked as cut before."""
+    def tree(self, conversation_id: str) -> MessageTree:
+        """All messages. Marks answers without a heartbeat as cut first."""
         self._end_orphans()
-        rows = self._rows(f"SELECT {_COLUMNS} FROM messages WHERE conversation_id = ? ORDER BY id", (conversation_id,))
-        leaf = self._row("SELECT leaf_id FROM conversations WHERE id = ?", (conversation_id,))
-        return Tree([_message(row) for row in rows], leaf[0] if leaf else None)
+        rows = self._database.rows(f"{_SELECT} WHERE conversation_id = ? ORDER BY id", (conversation_id,))
+        leaf = self._database.row("SELECT leaf_id FROM conversations WHERE id = ?", (conversation_id,))
+        return MessageTree([_message(row) for row in rows], leaf[0] if leaf else None)
 
     def message(self, message_id: int) -> Message:
+        """Marks answers without a heartbeat as cut first."""
         self._end_orphans()
-        row = self._row(f"SELECT {_COLUMNS} FROM messages WHERE id = ?", (message_id,))
-        assert row is not None, "messages go only with their conversation, a day after it was deleted"
+        row = self._database.row(f"{_SELECT} WHERE id = ?", (message_id,))
+        assert row is not None, _PURGED_LATER
         return _message(row)
 
-    def ask(self, conversation_id: str, question: str, is_raw: bool = False, answers: int = 1) -> list[int]:
-        """Adds a question at the end of the branch that is shown, and its answers to be; returns the answers' ids."""
-        with self._transaction():
-            leaf = self._row("SELECT leaf_id FROM conversations WHERE id = ?", (conversation_id,))
+    def count_left_out(self, message_id: int) -> int:
+        """How many messages on the path to this one are marked as not sent."""
+        row = self._database.row(
+            "WITH RECURSIVE path (id, parent_id, is_left_out) AS ("
+            " SELECT id, parent_id, is_left_out FROM messages WHERE id = ?"
+            " UNION ALL SELECT messages.id, messages.parent_id, messages.is_left_out"
+            " FROM messages JOIN path ON messages.id = path.parent_id"
+            ") SELECT total(is_left_out) FROM path",
+            (message_id,),
+        )
+        return int(row[0]) if row else 0
+
+    def ask(self, conversation_id: str, question: str, is_raw: bool = False, answers: int = 1) -> NewAnswers:
+        """Adds a question and its unfinished answers at the end of the branch that is shown."""
+        with self._database.transaction():
+            leaf = self._database.row("SELECT leaf_id FROM conversations WHERE id = ?", (conversation_id,))
             return self._ask(conversation_id, leaf[0] if leaf else None, question, is_raw, answers)
 
-    def ask_instead(self, question_id: int, question: str, is_raw: bool = False, answers: int = 1) -> list[int]:
-        """Adds a question as a branch beside an earlier one; returns the ids of its answers to be."""
-        with self._transaction():
-            parent, conversation_id = self._place(question_id)
+    def ask_instead(self, question_id: int, question: str, is_raw: bool = False, answers: int = 1) -> NewAnswers:
+        """Adds a question and its unfinished answers as a branch beside an earlier question."""
+        with self._database.transaction():
+            parent, conversation_id = self._parents(question_id)
             return self._ask(conversation_id, parent, question, is_raw, answers)
 
-    def answer_again(self, question_id: int, is_raw: bool = False, answers: int = 1) -> list[int]:
-        """Adds answers to be as branches of a question that is there; returns their ids."""
-        with self._transaction():
-            _, conversation_id = self._place(question_id)
+    def answer_again(self, question_id: int, is_raw: bool = False, answers: int = 1) -> NewAnswers:
+        """Adds unfinished answers as branches of an existing question."""
+        with self._database.transaction():
+            _, conversation_id = self._parents(question_id)
             return self._add_answers(conversation_id, question_id, is_raw, answers)
 
     def show(self, message_id: int) -> None:
         """Shows the branch through this message."""
-        _, conversation_id = self._place(message_id)
+        _, conversation_id = self._parents(message_id)
         leaf = self.tree(conversation_id).newest_leaf(message_id)
         self._change(conversation_id, "leaf_id = ?", leaf)
 
     def leave_out(self, message_ids: Sequence[int], is_left_out: bool = True) -> None:
-        """Marks messages as no longer sent to the model, or as sent again."""
+        """Marks messages of one conversation as no longer sent to the model, or as sent again."""
         if not message_ids:
             return
-        _, conversation_id = self._place(message_ids[0])
-        with self._transaction() as database:
-            marks = [(is_left_out, message_id) for message_id in message_ids]
-            database.executemany("UPDATE messages SET is_left_out = ? WHERE id = ?", marks)
+        _, conversation_id = self._parents(message_ids[0])
+        with self._database.transaction():
+            for message_id in message_ids:
+                self._database.rows("UPDATE messages SET is_left_out = ? WHERE id = ?", (is_left_out, message_id))
             self._touch(conversation_id)
 
-    # --- an answer being written
+    # --- an unfinished answer
 
-    def write(self, message_id: int, text: str, figures: dict[str, Any]) -> bool:
-        """Keeps what an answer has so far, and says that its writer is alive; True if somebody wants it to stop."""
-        row = self._row(
+    def save(self, message_id: int, text: str, figures: dict[str, Any]) -> bool:
+        """Saves the text so far and sets the heartbeat; True if another process or tab wants the answer to stop."""
+        row = self._database.row(
             "UPDATE messages SET text = ?, figures = ?, written_at = ? WHERE id = ? AND ended = '' "
             "RETURNING stop_wanted",
             (text, json.dumps(figures), self._clock(), message_id),
@@ -200,20 +208,20 @@ class ChatStore:
         return bool(row and row[0])
 
     def finish(self, message_id: int, text: str, ended: str, problem: str, figures: dict[str, Any]) -> None:
-        """An answer's last word; nothing may write to it afterwards but `reopen`."""
-        _, conversation_id = self._place(message_id)
-        with self._transaction() as database:
-            database.execute(
+        """Saves an answer and the reason of its end; `save` then no longer changes it, unless it is reopened."""
+        _, conversation_id = self._parents(message_id)
+        with self._database.transaction():
+            self._database.rows(
                 "UPDATE messages SET text = ?, ended = ?, problem = ?, figures = ? WHERE id = ?",
                 (text, ended, problem, json.dumps(figures), message_id),
             )
             self._touch(conversation_id)
 
     def reopen(self, message_id: int) -> bool:
-        """Makes an ended answer one being written again, to be continued; False if it is being written already."""
-        _, conversation_id = self._place(message_id)
-        with self._transaction():
-            row = self._row(
+        """Makes an ended answer unfinished again, to be continued; False if it is unfinished already."""
+        _, conversation_id = self._parents(message_id)
+        with self._database.transaction():
+            row = self._database.row(
                 "UPDATE messages SET ended = '', problem = '', stop_wanted = 0, written_at = ? "
                 "WHERE id = ? AND ended != '' RETURNING id",
                 (self._clock(), message_id),
@@ -222,178 +230,106 @@ class ChatStore:
         return row is not None
 
     def want_stop(self, message_id: int) -> None:
-        """Tells the writer of an answer, in whatever process, to stop."""
-        self._row("UPDATE messages SET stop_wanted = 1 WHERE id = ? AND ended = '' RETURNING id", (message_id,))
+        """Asks the process that generates this answer to stop: its next `save` returns True."""
+        self._database.row(
+            "UPDATE messages SET stop_wanted = 1 WHERE id = ? AND ended = '' RETURNING id", (message_id,)
+        )
 
     # --- whole conversations, for export and import
 
     def add(self, conversation: Conversation, messages: Sequence[Message]) -> None:
-        """A conversation under the id it has; its messages, parents first, get ids of their own."""
+        """Adds a conversation under its id; its messages, parents first, get new ids."""
         new_ids: dict[int, int] = {}
-        with self._transaction() as database:
-            database.execute(
+        with self._database.transaction():
+            texts = (conversation.id, conversation.title, json.dumps(conversation.settings))
+            self._database.rows(
                 "INSERT INTO conversations (id, title, settings, created_at, updated_at) VALUES (?, ?, ?, ?, ?)",
-                (
-                    conversation.id,
-                    conversation.title,
-                    json.dumps(conversation.settings),
-                    conversation.created_at,
-                    conversation.updated_at,
-                ),
+                (*texts, conversation.created_at, conversation.updated_at),
             )
             for message in messages:
                 parent = None if message.parent_id is None else new_ids[message.parent_id]
                 new_ids[message.id] = self._add_message(conversation.id, parent, message)
             leaf = None if conversation.leaf_id is None else new_ids[conversation.leaf_id]
-            database.execute("UPDATE conversations SET leaf_id = ? WHERE id = ?", (leaf, conversation.id))
+            self._database.rows("UPDATE conversations SET leaf_id = ? WHERE id = ?", (leaf, conversation.id))
 
-    # --- inside
+    # --- internal
 
-    def _search(self, words: Sequence[str], limit: int) -> list[Found]:
-        likes = [f"%{_escaped(word)}%" for word in words]
-        title_has = " AND ".join(["conversations.title LIKE ? ESCAPE '\\'"] * len(likes))
-        text_has = " AND ".join(["messages.text LIKE ? ESCAPE '\\'"] * len(likes))
-        indexed = [word for word in words if len(word) >= LEAST_INDEXED]
-        phrases = " ".join('"' + word.replace('"', '""') + '"' for word in indexed)
-        candidates = "messages JOIN search ON search.rowid = messages.id AND search MATCH ?" if indexed else "messages"
-        rows = self._rows(
-            f"""
-            WITH found AS (
-                SELECT conversation_id, max(messages.id) AS message_id FROM {candidates}
-                WHERE {text_has} GROUP BY conversation_id
-            )
-            SELECT conversations.id, title, updated_at, coalesce(text, '') FROM conversations
-            LEFT JOIN found ON found.conversation_id = conversations.id
-            LEFT JOIN messages ON messages.id = found.message_id
-            WHERE deleted_at IS NULL AND (found.message_id IS NOT NULL OR ({title_has}))
-            ORDER BY updated_at DESC LIMIT ?
-            """,
-            (*([phrases] if indexed else []), *likes, *likes, limit),
-        )
-        return [Found(row[0], row[1], row[2], _excerpt(row[3], words)) for row in rows]
-
-    def _ask(self, conversation_id: str, parent: int | None, question: str, is_raw: bool, answers: int) -> list[int]:
+    def _ask(self, conversation_id: str, parent: int | None, question: str, is_raw: bool, answers: int) -> NewAnswers:
         message = Message(0, parent, "user", question, "sent", is_raw=is_raw, created_at=self._clock())
         question_id = self._add_message(conversation_id, parent, message)
-        self._database.execute(
+        self._database.rows(
             "UPDATE conversations SET title = ? WHERE id = ? AND title = ''", (title_from(question), conversation_id)
         )
         return self._add_answers(conversation_id, question_id, is_raw, answers)
 
-    def _add_answers(self, conversation_id: str, question_id: int, is_raw: bool, count: int) -> list[int]:
-        together = new_id() if count > 1 else None
+    def _add_answers(self, conversation_id: str, question_id: int, is_raw: bool, count: int) -> NewAnswers:
+        together = random_id() if count > 1 else None
         answer = Message(
             0, question_id, "assistant", "", "", is_raw=is_raw, together=together, created_at=self._clock()
         )
         ids = [self._add_message(conversation_id, question_id, answer) for _ in range(count)]
-        self._database.execute("UPDATE conversations SET leaf_id = ? WHERE id = ?", (ids[0], conversation_id))
+        self._database.rows("UPDATE conversations SET leaf_id = ? WHERE id = ?", (ids[0], conversation_id))
         self._touch(conversation_id)
-        return ids
+        before = self._database.row(
+            "SELECT id FROM messages WHERE ended = '' AND id = (SELECT parent_id FROM messages WHERE id = ?)",
+            (question_id,),
+        )
+        return NewAnswers(ids, before[0] if before else None)
 
     def _add_message(self, conversation_id: str, parent: int | None, message: Message) -> int:
-        values = (
-            conversation_id,
-            parent,
-            message.role,
-            message.text,
-            message.ended,
-            message.problem,
-            json.dumps(message.figures),
-            message.is_raw,
-            message.is_left_out,
-            message.together,
-            message.created_at,
-            self._clock(),
-        )
-        row = self._row(
-            "INSERT INTO messages (conversation_id, parent_id, role, text, ended, problem, figures, is_raw, "
-            f"is_left_out, together, created_at, written_at) VALUES ({', '.join('?' * len(values))}) RETURNING id",
-            values,
-        )
+        values = {name: getattr(message, name) for name in _COLUMNS if name != "id"}
+        values |= {"conversation_id": conversation_id, "parent_id": parent, "written_at": self._clock()}
+        values["figures"] = json.dumps(message.figures)
+        marks = ", ".join("?" * len(values))
+        sql = f"INSERT INTO messages ({', '.join(values)}) VALUES ({marks}) RETURNING id"
+        row = self._database.row(sql, tuple(values.values()))
         assert row is not None
         return int(row[0])
 
-    def _place(self, message_id: int) -> tuple[int | None, str]:
-        row = self._row("SELECT parent_id, conversation_id FROM messages WHERE id = ?", (message_id,))
-        assert row is not None, "messages go only with their conversation, a day after it was deleted"
+    def _parents(self, message_id: int) -> tuple[int | None, str]:
+        row = self._database.row("SELECT parent_id, conversation_id FROM messages WHERE id = ?", (message_id,))
+        assert row is not None, _PURGED_LATER
         return row[0], row[1]
 
     def _touch(self, conversation_id: str) -> None:
-        self._database.execute(
+        self._database.rows(
             "UPDATE conversations SET updated_at = ?, revision = revision + 1 WHERE id = ?",
             (self._clock(), conversation_id),
         )
 
     def _change(self, conversation_id: str, assignment: str, value: object) -> None:
-        with self._transaction() as database:
-            database.execute(
+        with self._database.transaction():
+            self._database.rows(
                 f"UPDATE conversations SET {assignment}, revision = revision + 1 WHERE id = ?", (value, conversation_id)
             )
 
     def _end_orphans(self) -> None:
-        """A file that cannot be written can still be read."""
+        """A file that cannot be written can still be read, so a failure is only logged."""
         try:
             self._mark_orphans()
-        except StoreError:
-            logger.exception("Answers without a writer could not be marked for now")
+        except StoreError as error:
+            logger.warning("Answers without a heartbeat were not marked as cut: %s", error)
 
     def _mark_orphans(self) -> None:
-        left_before = self._clock() - WRITER_SECONDS
-        is_left = "ended = '' AND written_at < ?"
-        if not self._row(f"SELECT 1 FROM messages WHERE {is_left}", (left_before,)):
-            return
-        with self._transaction() as database:
-            database.execute(f"UPDATE messages SET ended = 'cut', problem = ? WHERE {is_left}", (LEFT, left_before))
+        oldest = self._clock() - HEARTBEAT_SECONDS
+        is_orphan = "ended = '' AND written_at < ?"
+        if self._database.row(
+            f"SELECT 1 FROM messages WHERE {is_orphan}", (oldest,)
+        ):  # reads first: a write locks the file
+            self._database.rows(
+                f"UPDATE messages SET ended = 'cut', problem = ? WHERE {is_orphan}", (NO_HEARTBEAT, oldest)
+            )
 
-    def _forget_deleted(self) -> None:
-        with self._transaction() as database:
-            database.execute("DELETE FROM conversations WHERE deleted_at < ?", (self._clock() - KEEP_DELETED_SECONDS,))
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing, and nobody else in between: neither a thread nor another process."""
-        with self._lock, self._translated():
-            self._database.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._database
-            except BaseException:
-                self._database.execute("ROLLBACK")
-                raise
-            self._database.execute("COMMIT")
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise StoreError(f"{self.path} cannot be used for conversations ({error}): look at it.") from error
-
-    def _rows(self, sql: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        with self._lock, self._translated():
-            return self._database.execute(sql, tuple(values)).fetchall()
-
-    def _row(self, sql: str, values: Sequence[object] = ()) -> tuple[Any, ...] | None:
-        rows = self._rows(sql, values)  # to the end: only then is a statement with RETURNING done
-        return rows[0] if rows else None
+    def _purge_deleted(self) -> None:
+        self._database.rows("DELETE FROM conversations WHERE deleted_at < ?", (self._clock() - UNDO_SECONDS,))
 
 
-_COLUMNS = "id, parent_id, role, text, ended, problem, figures, is_raw, is_left_out, together, created_at"
+_PURGED_LATER = "a message is removed only with its conversation, UNDO_SECONDS after its deletion"
+_COLUMNS = tuple(field.name for field in fields(Message) if field.name not in NOT_STORED)
+_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM messages"
 
 
 def _message(row: tuple[Any, ...]) -> Message:
-    id, parent_id, role, text, ended, problem, figures, is_raw, is_left_out, together, created_at = row
-    flags = bool(is_raw), bool(is_left_out)
-    return Message(id, parent_id, role, text, ended, problem, json.loads(figures), *flags, together, created_at)
-
-
-def _escaped(word: str) -> str:
-    return word.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-
-
-def _excerpt(text: str, words: Sequence[str]) -> str:
-    """The text around the first of the words, on one line."""
-    at = min((place for word in words if (place := text.lower().find(word.lower())) >= 0), default=-1)
-    if at < 0:
-        return ""
-    start, end = max(0, at - 20), at + 60
-    return ("…" if start else "") + " ".join(text[start:end].split()) + ("…" if end < len(text) else "")
+    values = dict(zip(_COLUMNS, row, strict=True))
+    flags = {name: bool(values[name]) for name in ("is_raw", "is_left_out")}
+    return Message(**values | flags | {"figures": json.loads(values["figures"])})

@@ -1,0 +1,1 @@
+"""What both Streamlit apps use."""

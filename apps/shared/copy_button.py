@@ -1,6 +1,6 @@
 """A button that copies a text to the clipboard, for both apps. Streamlit has one only for blocks of code.
 
-The text is handed to the browser as a value, never as part of the script; nothing of it is drawn or logged.
+The browser gets the text as a value, never as part of the script. The text is neither drawn nor logged.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ button:focus-visible { outline: 2px solid var(--st-primary-color); outline-offse
 _SCRIPT = """
 export default function ({ data, parentElement }) {
     const button = parentElement.querySelector("button");
-    const say = (words) => {
+    const setLabel = (words) => {
         button.title = data.label ? "" : words;
         button.ariaLabel = words;
         button.lastChild.textContent = data.label && words;
     };
-    const tell = (words, isCopied) => {
-        say(words);
+    const confirm = (words, isCopied) => {
+        setLabel(words);
         button.classList.toggle("copied", isCopied);
-        setTimeout(() => { say(data.label || "Copy"); button.classList.remove("copied"); }, 2000);
+        setTimeout(() => { setLabel(data.label || "Copy"); button.classList.remove("copied"); }, 2000);
     };
     button.classList.toggle("labelled", Boolean(data.label));
-    say(data.label || "Copy");
+    setLabel(data.label || "Copy");
     button.onclick = async () => {
         try {
             await navigator.clipboard.writeText(data.text);
-            tell("Copied", true);
+            confirm("Copied", true);
         } catch {
-            tell("The browser does not allow it: mark the text and copy it", false);
+            confirm("The browser does not allow it: mark the text and copy it", false);
         }
     };
 }

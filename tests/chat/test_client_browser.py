@@ -19,7 +19,8 @@ from tests.support.serving import make_home, wait_until, write_small_window_stor
 from tests.support.wire import Stream, chat_body, engine_metrics, headers
 from torchserve_client import process as torchserve_process
 from torchserve_client.config import ServerConfig
-from torchserve_client.management import ManagementClient, ServingSettings
+from torchserve_client.management import ManagementClient
+from torchserve_client.status import ServingSettings
 
 LONG = 120_000  # milliseconds; an answer on a busy machine
 FREED_SECONDS = 1.0  # from the click on Stop to the free slot
@@ -365,7 +366,7 @@ def scripted_chat(browser: Browser, tmp_path: Path) -> Iterator[tuple[Server, Pa
 
 def test_stop_is_taken_while_nothing_comes(browser: Browser, tmp_path: Path) -> None:
     with scripted_chat(browser, tmp_path) as (server, page):
-        server.replies.append(Reply("A word and more.", is_held=True))
+        server.replies.append(Reply("A word and more.", pauses=True))
         send(page, "Hello")
         expect(message(page, 2).get_by_text("A", exact=True)).to_be_visible()
         page.get_by_role("button", name="Stop").click()
@@ -376,10 +377,10 @@ def test_click_right_behind_a_question_loses_neither(browser: Browser, tmp_path:
     """The click ends the run that the question began, wherever that is: here while it waits for TorchServe."""
     with scripted_chat(browser, tmp_path) as (server, page):
         for number in range(1, 4):
-            server.waiting = 0
+            server.n_waiting = 0
             server.is_quick.clear()
             send(page, f"Question {number}")
-            wait_until(lambda: server.waiting > 0, what="a run that waits for TorchServe")
+            wait_until(lambda: server.n_waiting > 0, what="a run that waits for TorchServe")
             page.get_by_role("button", name=("Precise", "Balanced", "Creative")[number % 3]).click()
             server.is_quick.set()
             asked = page.get_by_test_id("stChatMessage").get_by_text(f"Question {number}", exact=True)
@@ -421,9 +422,9 @@ def test_back_right_behind_a_question_stays_back(browser: Browser, tmp_path: Pat
         server.is_quick.clear()
         send(page, "Question 1")
         expect(page).to_have_url(re.compile("conversation="))
-        server.waiting = 0
+        server.n_waiting = 0
         page.go_back()
-        wait_until(lambda: server.waiting > 0, what="the run that Back began")
+        wait_until(lambda: server.n_waiting > 0, what="the run that Back began")
         server.is_quick.set()
 
         page.get_by_role("tab", name="Conversations").click()

@@ -1,4 +1,4 @@
-"""What goes to the model, and how much of the window it takes."""
+"""Which messages are sent, and how much of the context window they take."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from apps.chat.context import gauge, messages_for, oldest_to_leave_out, told_tokens
+from apps.chat.context import gauge, messages_for, oldest_to_leave_out, prompt_tokens_in
 from apps.chat.messages import Message
 
 
@@ -20,7 +20,7 @@ def conversation(turns: int, length: int = 400) -> list[Message]:
     return [*path, Message(last, last - 1, "user", "last", "sent"), Message(last + 1, last, "assistant", "", "")]
 
 
-def test_request_has_the_system_prompt_and_answered_turns_and_ends_with_the_question() -> None:
+def test_request_is_system_prompt_answered_turns_and_the_question() -> None:
     path = conversation(2, length=1)
     path[1] = replace(path[1], text="")  # an answer that failed
     messages = messages_for(path, "Be brief.")
@@ -32,13 +32,13 @@ def test_request_has_the_system_prompt_and_answered_turns_and_ends_with_the_ques
     ]
 
 
-def test_request_leaves_out_what_is_marked_and_has_a_begun_answer_at_its_end() -> None:
+def test_request_skips_left_out_turns_and_ends_with_a_started_answer() -> None:
     path = [replace(message, is_left_out=message.id <= 2) for message in conversation(2, length=1)]
     path[-1] = replace(path[-1], text="begun")
     assert [message["content"] for message in messages_for(path, " ")] == ["x", "x", "last", "begun"]
 
 
-def test_gauge_takes_the_servers_count_and_estimates_only_what_came_since() -> None:
+def test_gauge_uses_the_servers_count_and_estimates_newer_messages() -> None:
     path = conversation(1)[:2]
     path[1] = replace(path[1], figures={"usage": {"total_tokens": 123, "completion_tokens": 100}})
     assert (gauge(path, "", 500).used, gauge(path, "", 500).is_estimate) == (123, False)
@@ -49,7 +49,7 @@ def test_gauge_takes_the_servers_count_and_estimates_only_what_came_since() -> N
     assert longer.available == 500 - longer.used
 
 
-def test_gauge_no_longer_believes_a_count_from_before_turns_were_left_out() -> None:
+def test_gauge_ignores_a_count_from_before_turns_were_left_out() -> None:
     path = [replace(message, is_left_out=message.id <= 2) for message in conversation(2)[:4]]
     path[3] = replace(path[3], figures={"usage": {"total_tokens": 9000, "completion_tokens": 100}, "left_out": 0})
     assert gauge(path, "", 8192).used < 300
@@ -57,7 +57,7 @@ def test_gauge_no_longer_believes_a_count_from_before_turns_were_left_out() -> N
     assert gauge(path, "", 8192).used == 215
 
 
-def test_gauge_of_a_server_that_does_not_tell_its_window_has_no_share() -> None:
+def test_gauge_without_a_known_window_has_no_share() -> None:
     unknown = gauge(conversation(1), "", None)
     assert (unknown.available, unknown.share) == (None, 0.0)
 
@@ -65,8 +65,13 @@ def test_gauge_of_a_server_that_does_not_tell_its_window_has_no_share() -> None:
 @pytest.mark.parametrize(
     ("window", "refusal", "n_left_out"),
     [
-        pytest.param(1000, "", 2, id="one turn is enough, and there is always one"),
-        pytest.param(900, "messages: 1,700 tokens do not fit, since the context window has 900.", 6, id="told more"),
+        pytest.param(1000, "", 2, id="one turn is enough"),
+        pytest.param(
+            900,
+            "messages: 1,700 tokens do not fit, since the context window has 900.",
+            6,
+            id="the refusal has a higher count",
+        ),
         pytest.param(10, "", 8, id="never the last question"),
     ],
 )
@@ -76,7 +81,7 @@ def test_the_oldest_turns_are_left_out_until_the_rest_fits(window: int, refusal:
     assert oldest_to_leave_out(path, "", window, room=100) == list(range(1, n_left_out + 1))
 
 
-def test_nothing_can_be_left_out_before_a_first_question() -> None:
+def test_no_turn_can_be_left_out_before_the_first_question() -> None:
     assert oldest_to_leave_out(conversation(0), "", 10, room=1) == []
 
 
@@ -88,5 +93,5 @@ def test_nothing_can_be_left_out_before_a_first_question() -> None:
         ("The key was refused.", 0),
     ],
 )
-def test_the_prompts_count_is_read_from_a_refusal(refusal: str, tokens: int) -> None:
-    assert told_tokens(refusal) == tokens
+def test_the_prompts_size_is_taken_from_a_refusal(refusal: str, tokens: int) -> None:
+    assert prompt_tokens_in(refusal) == tokens

@@ -1,14 +1,19 @@
-"""Text first: what a page shows of a model's words, with prices, formulas, code and scripts of both directions."""
+"""A model's text as Markdown: prices, formulas, code, scripts of both directions, and never an image."""
 
 from __future__ import annotations
 
+import time
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
 from apps.chat.markdown_text import is_right_to_left, text_as_markdown, with_direction
 
 
 @pytest.mark.parametrize(
-    ("said", "shown"),
+    ("text", "markdown"),
     [
         pytest.param("It costs $5 or $6.", r"It costs \$5 or \$6.", id="money is no formula"),
         pytest.param(r"It costs \$5.", r"It costs \$5.", id="an escaped character stays one"),
@@ -17,7 +22,7 @@ from apps.chat.markdown_text import is_right_to_left, text_as_markdown, with_dir
         pytest.param("$1\n```sh\necho $A `$B`\n```\n$2", "\\$1\n```sh\necho $A `$B`\n```\n\\$2", id="block of code"),
         pytest.param("1. Do\n    ~~~\n    $A\n    ~~~", "1. Do\n    ~~~\n    $A\n    ~~~", id="block in a list"),
         pytest.param("```sh\necho $A", "```sh\necho $A", id="block still being written"),
-        pytest.param("![x](http://a/b.png)", r"\![x](http://a/b.png)", id="an image is not loaded"),
+        pytest.param("![x](http://a/b.png)", "!\u200b[x](http://a/b.png)", id="an image is not loaded"),
         pytest.param("Then :red[this] at 10:30", r"Then \:red[this] at 10:30", id="no colours"),
         pytest.param("<b>bold</b>", "<b>bold</b>", id="Streamlit shows HTML as text"),
         pytest.param("$5 a day, or $30 a week", r"\$5 a day, or \$30 a week", id="two prices are no formula"),
@@ -29,8 +34,87 @@ from apps.chat.markdown_text import is_right_to_left, text_as_markdown, with_dir
         pytest.param("Half a formula: $e^{i", r"Half a formula: \$e^{i", id="formula still being written"),
     ],
 )
-def test_model_output_is_text_before_it_is_markdown(said: str, shown: str) -> None:
-    assert text_as_markdown(said) == shown
+def test_model_output_is_text_before_it_is_markdown(text: str, markdown: str) -> None:
+    assert text_as_markdown(text) == markdown
+
+
+IMAGE = "![x](http://127.0.0.1:9/p.png)"
+PIECES = [
+    "`",
+    "``",
+    "```",
+    "~~~",
+    ">",
+    " ",
+    "    ",
+    "\n",
+    "\n\n",
+    "- ",
+    "1. ",
+    "***",
+    "# ",
+    "$",
+    "$$",
+    "\\",
+    "\\(",
+    "\\)",
+]
+PIECES += [
+    "\\[",
+    "\\]",
+    "!",
+    "[",
+    "]",
+    "![",
+    "(http://a/b)",
+    "[x]: http://a/b\n",
+    "\t",
+    "a",
+    "|",
+    "<b>",
+    "&#33;",
+    "\u200b",
+]
+
+
+def has_image(markdown: str) -> bool:
+    """Whether a CommonMark parser sees an image."""
+    return any(token.type == "image" for block in MarkdownIt().parse(markdown) for token in block.children or ())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(f"> ```\n{IMAGE}", id="a fence in a quotation, which ends with it"),
+        pytest.param(f"words\n     ```\n{IMAGE}", id="a fence indented too far"),
+        pytest.param(f"``` ```a`\n{IMAGE}", id="a fence with backticks behind it"),
+        pytest.param(f"- `a\n- {IMAGE} `", id="code in a line across a list item"),
+        pytest.param(f"`a\n***\n{IMAGE} `", id="code in a line across a rule"),
+        pytest.param(f"# `a\n{IMAGE} `", id="a backtick in a heading"),
+        pytest.param(f"- \\[ a\n- {IMAGE} \\]", id="a formula across a list item"),
+        pytest.param(f"\\( a\n***\n{IMAGE} \\)", id="a formula across a rule"),
+        pytest.param("![x]\n\n[x]: http://a/b.png", id="an image by reference"),
+    ],
+)
+def test_no_place_lets_an_image_through(text: str) -> None:
+    assert has_image(text), "the case has an image before the change"
+    assert not has_image(with_direction(text_as_markdown(text)))
+
+
+@given(st.lists(st.sampled_from([*PIECES, IMAGE]), max_size=30).map("".join))
+def test_no_text_becomes_an_image(text: str) -> None:
+    assert not has_image(with_direction(text_as_markdown(text)))
+
+
+@pytest.mark.parametrize("text", ["\\(", "\\[ ", "$", "`", "![", "\\(a\\[b"])
+def test_time_grows_no_faster_than_the_text(text: str) -> None:
+    def seconds(repetitions: int) -> float:
+        started = time.perf_counter()
+        text_as_markdown(text * repetitions)
+        return time.perf_counter() - started
+
+    short, long = (min(seconds(n) for _ in range(5)) for n in (2_000, 16_000))
+    assert long < 30 * max(short, 0.0005), "eight times the text; quadratic growth would be 64 times"
 
 
 @pytest.mark.parametrize(

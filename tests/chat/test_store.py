@@ -1,8 +1,9 @@
-"""Saved conversations: nothing is lost, by nobody, and a thousand of them are as quick as one."""
+"""Saved conversations: no program loses a message, and a thousand conversations are listed quickly."""
 
 from __future__ import annotations
 
 import random
+import re
 import sqlite3
 import string
 import threading
@@ -15,16 +16,17 @@ from pathlib import Path
 
 import pytest
 
+from apps.chat.database import StoreError
 from apps.chat.export import ImportFailed, as_markdown, export_json, import_json
 from apps.chat.messages import Conversation, Message, title_from
 from apps.chat.schema import MIGRATIONS
-from apps.chat.store import KEEP_DELETED_SECONDS, WRITER_SECONDS, ChatStore, StoreError
+from apps.chat.store import HEARTBEAT_SECONDS, UNDO_SECONDS, ChatStore, ConversationDeleted
 
 SETTINGS = {"temperature": 0.5}
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 1_000_000.0
@@ -45,7 +47,7 @@ def store(tmp_path: Path, clock: Clock) -> ChatStore:
 
 
 def answered(store: ChatStore, conversation_id: str, question: str, answer: str) -> int:
-    (message_id,) = store.ask(conversation_id, question)
+    (message_id,) = store.ask(conversation_id, question).ids
     store.finish(message_id, answer, "stop", "", {})
     return message_id
 
@@ -85,7 +87,7 @@ def test_title_comes_from_the_question(question: str, title: str) -> None:
     assert title_from(question) == title
 
 
-def test_title_stays_the_first_questions_until_it_is_renamed(store: ChatStore) -> None:
+def test_title_is_the_first_question_until_a_person_renames_it(store: ChatStore) -> None:
     conversation_id = store.create(SETTINGS)
     answered(store, conversation_id, "First", "1")
     answered(store, conversation_id, "Second", "2")
@@ -113,7 +115,7 @@ def test_an_edited_question_is_a_branch_and_both_can_be_shown(store: ChatStore) 
     answered(store, conversation_id, "two", "2")
     question = store.tree(conversation_id).path()[2]
 
-    (other,) = store.ask_instead(question.id, "zwei")
+    (other,) = store.ask_instead(question.id, "zwei").ids
     store.finish(other, "II", "stop", "", {})
 
     assert texts(store, conversation_id) == ["one", "1", "zwei", "II"]
@@ -123,7 +125,7 @@ def test_an_edited_question_is_a_branch_and_both_can_be_shown(store: ChatStore) 
     assert texts(store, conversation_id) == ["one", "1", "two", "2"]
 
 
-def test_a_branch_is_shown_as_far_as_it_was_left(store: ChatStore) -> None:
+def test_a_branch_is_shown_down_to_its_newest_message(store: ChatStore) -> None:
     conversation_id = store.create(SETTINGS)
     first = answered(store, conversation_id, "one", "1")
     question = store.tree(conversation_id).path()[0]
@@ -137,11 +139,11 @@ def test_a_branch_is_shown_as_far_as_it_was_left(store: ChatStore) -> None:
     assert texts(store, conversation_id) == ["one", "1", "two", "2"]
 
 
-def test_simultaneous_answers_are_a_group_and_another_one_is_not_in_it(store: ChatStore) -> None:
+def test_simultaneous_answers_are_one_group_without_later_answers(store: ChatStore) -> None:
     conversation_id = store.create(SETTINGS)
-    ids = store.ask(conversation_id, "one", answers=3)
+    ids = store.ask(conversation_id, "one", answers=3).ids
     question = store.tree(conversation_id).path()[0]
-    (alone,) = store.answer_again(question.id)
+    (alone,) = store.answer_again(question.id).ids
     tree = store.tree(conversation_id)
     assert [message.id for message in tree.group(tree.messages[ids[1]])] == ids
     assert tree.group(tree.messages[alone]) == [tree.messages[alone]]
@@ -166,7 +168,7 @@ def test_deleted_conversation_is_gone_from_the_file_after_a_day(store: ChatStore
     conversation_id = store.create(SETTINGS)
     answered(store, conversation_id, "secret words", "1")
     store.delete(conversation_id)
-    clock.now += KEEP_DELETED_SECONDS + 1
+    clock.now += UNDO_SECONDS + 1
 
     ChatStore(store.path, clock)
 
@@ -175,19 +177,17 @@ def test_deleted_conversation_is_gone_from_the_file_after_a_day(store: ChatStore
     assert counts == [0, 0]
 
 
-# --- writing
+# --- unfinished answers
 
 
-def test_text_is_kept_while_it_streams_and_an_answer_without_a_writer_counts_as_cut(
-    store: ChatStore, clock: Clock
-) -> None:
+def test_answer_without_a_heartbeat_is_marked_as_cut_with_its_text(store: ChatStore, clock: Clock) -> None:
     conversation_id = store.create(SETTINGS)
-    (message_id,) = store.ask(conversation_id, "one")
-    store.write(message_id, "half an ans", {})
+    (message_id,) = store.ask(conversation_id, "one").ids
+    store.save(message_id, "half an ans", {})
 
     again = ChatStore(store.path, clock)
     assert again.tree(conversation_id).path()[-1].ended == ""
-    clock.now += WRITER_SECONDS + 1
+    clock.now += HEARTBEAT_SECONDS + 1
 
     message = again.tree(conversation_id).path()[-1]
     assert (message.text, message.ended) == ("half an ans", "cut")
@@ -197,17 +197,17 @@ def test_text_is_kept_while_it_streams_and_an_answer_without_a_writer_counts_as_
 
 def test_a_file_that_cannot_be_written_can_still_be_read(store: ChatStore, clock: Clock) -> None:
     conversation_id = store.create(SETTINGS)
-    (message_id,) = store.ask(conversation_id, "Question")
-    store.write(message_id, "half", {})
+    (message_id,) = store.ask(conversation_id, "Question").ids
+    store.save(message_id, "half", {})
     with sqlite3.connect(store.path) as database:
         database.execute("CREATE TRIGGER full BEFORE UPDATE ON messages BEGIN SELECT RAISE(FAIL, 'disk full'); END")
-    clock.now += WRITER_SECONDS + 1
+    clock.now += HEARTBEAT_SECONDS + 1
 
     assert (store.message(message_id).text, store.message(message_id).ended) == ("half", "")
     assert [message.text for message in store.tree(conversation_id).path()] == ["Question", "half"]
 
 
-def test_many_may_open_a_file_that_is_not_there_yet(tmp_path: Path) -> None:
+def test_eight_programs_can_create_one_file_at_the_same_time(tmp_path: Path) -> None:
     for number in range(10):
         with ThreadPoolExecutor(8) as programs:
             stores = list(programs.map(ChatStore, [tmp_path / f"{number}.sqlite3"] * 8))
@@ -216,29 +216,29 @@ def test_many_may_open_a_file_that_is_not_there_yet(tmp_path: Path) -> None:
             each.close()
 
 
-def test_a_writer_that_says_it_is_alive_keeps_its_answer(store: ChatStore, clock: Clock) -> None:
+def test_answer_with_a_heartbeat_is_not_marked_as_cut(store: ChatStore, clock: Clock) -> None:
     conversation_id = store.create(SETTINGS)
-    (message_id,) = store.ask(conversation_id, "one")
+    (message_id,) = store.ask(conversation_id, "one").ids
     for _ in range(3):
-        clock.now += WRITER_SECONDS - 1
-        store.write(message_id, "", {})
+        clock.now += HEARTBEAT_SECONDS - 1
+        store.save(message_id, "", {})
         assert store.tree(conversation_id).path()[-1].ended == ""
 
 
-def test_stop_reaches_a_writer_in_another_process(store: ChatStore, clock: Clock) -> None:
-    (message_id,) = store.ask(store.create(SETTINGS), "one")
-    assert not store.write(message_id, "a", {})
+def test_stop_reaches_the_next_save_of_another_process(store: ChatStore, clock: Clock) -> None:
+    (message_id,) = store.ask(store.create(SETTINGS), "one").ids
+    assert not store.save(message_id, "a", {})
     ChatStore(store.path, clock).want_stop(message_id)
-    assert store.write(message_id, "ab", {})
+    assert store.save(message_id, "ab", {})
 
 
-def test_an_ended_answer_is_not_written_to_until_it_is_reopened(store: ChatStore) -> None:
+def test_an_ended_answer_changes_only_after_it_is_reopened(store: ChatStore) -> None:
     message_id = answered(store, store.create(SETTINGS), "one", "whole")
-    store.write(message_id, "late", {})
+    store.save(message_id, "late", {})
     assert store.message(message_id).text == "whole"
     assert store.reopen(message_id)
     assert not store.reopen(message_id)
-    store.write(message_id, "whole and more", {})
+    store.save(message_id, "whole and more", {})
     assert store.message(message_id).text == "whole and more"
 
 
@@ -259,19 +259,20 @@ def test_two_stores_on_one_file_lose_no_message(store: ChatStore) -> None:
     assert len(path) == len(set(path)) == 80
 
 
-def test_any_change_gives_another_revision_but_not_the_text_of_an_answer_being_written(store: ChatStore) -> None:
+def test_every_change_but_text_of_unfinished_answers_gives_a_new_revision(store: ChatStore) -> None:
     seen = {store.revision()}
     conversation_id = store.create(SETTINGS)
-    (message_id,) = store.ask(conversation_id, "one")
+    (message_id,) = store.ask(conversation_id, "one").ids
     before = store.revision()
-    store.write(message_id, "text", {})
+    store.save(message_id, "text", {})
     assert store.revision() == before
-    for change in (
+    changes: list[Callable[[], None]] = [
         lambda: store.finish(message_id, "text", "stop", "", {}),
         lambda: store.rename(conversation_id, "Mine"),
         lambda: store.leave_out([message_id]),
         lambda: store.delete(conversation_id),
-    ):
+    ]
+    for change in changes:
         seen.add(store.revision())
         change()
         assert store.revision() not in seen
@@ -295,7 +296,7 @@ def test_any_change_gives_another_revision_but_not_the_text_of_an_answer_being_w
         pytest.param("100_", False, id="another"),
         pytest.param('"sure"', True, id="quotation marks"),
         pytest.param("AND OR", False, id="words that FTS knows"),
-        pytest.param("Betelgeuse", False, id="not there"),
+        pytest.param("Betelgeuse", False, id="absent word"),
     ],
 )
 def test_search_finds_what_is_there(store: ChatStore, words: str, found: bool) -> None:
@@ -311,11 +312,11 @@ def test_search_shows_where(store: ChatStore) -> None:
 
 
 def quickest(act: Callable[[], object]) -> float:
-    """Seconds, the least of three: what another program does meanwhile is not ours."""
+    """Seconds, the least of three: other programs may be busy meanwhile."""
     return min(timeit.repeat(act, number=1, repeat=3))
 
 
-def test_a_thousand_conversations_are_listed_and_searched_in_under_half_a_second(tmp_path: Path) -> None:
+def test_a_thousand_conversations_are_searched_in_half_a_second(tmp_path: Path) -> None:
     store = ChatStore(tmp_path / "many.sqlite3")
     dice = random.Random(1)
     words = ["".join(dice.choices(string.ascii_lowercase, k=dice.randint(2, 9))) for _ in range(3000)]
@@ -324,20 +325,55 @@ def test_a_thousand_conversations_are_listed_and_searched_in_under_half_a_second
             Message(
                 i, i - 1 if i else None, "assistant" if i % 2 else "user", " ".join(dice.choices(words, k=30)), "stop"
             )
-            for i in range(50)
+            for i in range(20)
         ]
-        store.add(Conversation(f"c{number}", f"Title {number}", {}, 49, number, number), messages)
+        store.add(Conversation(f"c{number}", f"Title {number}", {}, 19, number, number), messages)
 
     for wanted in ("", words[0], " ".join(words[1:3]), "title 77", "a", "zq", "betelgeuse"):
         assert quickest(partial(store.latest, 21, wanted)) < 0.5, wanted
-    assert len(store.tree("c500").path()) == 50
+    assert len(store.tree("c500").path()) == 20
     assert quickest(partial(store.tree, "c500")) < 0.5
+
+
+def test_answers_wait_for_the_unfinished_answer_before_their_question(store: ChatStore) -> None:
+    conversation_id = store.create(SETTINGS)
+    first = store.ask(conversation_id, "one")
+    second = store.ask(conversation_id, "two")
+    assert (first.waits_for, second.waits_for) == (None, first.ids[0])
+    store.finish(first.ids[0], "1", "stop", "", {})
+    question_id = store.message(second.ids[0]).parent_id or 0
+    assert store.ask_instead(question_id, "zwei").waits_for is None
+
+
+def test_left_out_messages_are_counted_on_the_branch_only(store: ChatStore) -> None:
+    conversation_id = store.create(SETTINGS)
+    first = answered(store, conversation_id, "one", "1")
+    (other,) = store.ask_instead(store.message(first).parent_id or 0, "eins").ids
+    store.leave_out([first, other])
+    assert store.count_left_out(first) == store.count_left_out(other) == 1
+
+
+def test_message_of_a_deleted_conversation_is_recognised(store: ChatStore) -> None:
+    conversation_id = store.create(SETTINGS)
+    message_id = answered(store, conversation_id, "one", "1")
+    assert store.conversation_id_of(message_id) == conversation_id
+    store.delete(conversation_id)
+    for missing in (message_id, 999):
+        with pytest.raises(ConversationDeleted):
+            store.conversation_id_of(missing)
+
+
+def test_only_the_owner_can_read_the_files(store: ChatStore) -> None:
+    answered(store, store.create(SETTINGS), "one", "1")
+    modes = {file.name: file.stat().st_mode & 0o777 for file in store.path.parent.iterdir()}
+    assert set(modes.values()) == {0o600}, modes
+    assert len(modes) == 3, "the database, its write-ahead log and the log's index"
 
 
 # --- the schema
 
 
-def test_a_file_of_the_first_schema_is_brought_up_and_can_be_searched(tmp_path: Path) -> None:
+def test_a_file_of_the_first_schema_is_migrated_and_searchable(tmp_path: Path) -> None:
     path = tmp_path / "old.sqlite3"
     database = sqlite3.connect(path)
     database.executescript(MIGRATIONS[0])
@@ -371,7 +407,7 @@ def test_a_file_of_a_newer_schema_is_left_alone(tmp_path: Path) -> None:
         ChatStore(path)
 
 
-def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+def test_the_error_about_a_file_that_is_no_database_has_its_name(tmp_path: Path) -> None:
     path = tmp_path / "chats.sqlite3"
     path.write_text("This is a letter, not a database. " * 100)
     with pytest.raises(StoreError, match=r"chats\.sqlite3"):
@@ -386,7 +422,7 @@ def filled(store: ChatStore) -> str:
     answered(store, conversation_id, "Which star?", "Proxima 😀 比邻星")
     answered(store, conversation_id, "How far?", "4.2 light-years")
     question = store.tree(conversation_id).path()[2]
-    (cut,) = store.ask_instead(question.id, "How big?")
+    (cut,) = store.ask_instead(question.id, "How big?").ids
     store.finish(cut, "Sm", "cut", "The answer was cut.", {"usage": {"total_tokens": 9}})
     store.leave_out([message.id for message in store.tree(conversation_id).path()[:2]])
     return conversation_id
@@ -404,7 +440,7 @@ def without_ids(store: ChatStore, conversation_id: str) -> tuple[Conversation, l
     return replace(conversation, id=str(leaf), leaf_id=None), messages
 
 
-def test_export_and_import_give_the_same_conversation_with_all_its_branches(store: ChatStore, tmp_path: Path) -> None:
+def test_import_restores_an_exported_conversation_with_all_branches(store: ChatStore, tmp_path: Path) -> None:
     conversation_id = filled(store)
     other = ChatStore(tmp_path / "other.sqlite3")
 
@@ -429,14 +465,24 @@ def test_import_overwrites_nothing(store: ChatStore) -> None:
         pytest.param(lambda text: text.replace("llama-2-chatbot", "other"), "not an export", id="another format"),
         pytest.param(lambda text: text.replace('"version": 1', '"version": 9'), "version 9", id="a newer version"),
         pytest.param(lambda text: text.replace('"role": "user"', '"role": "boss"'), "damaged", id="an unknown role"),
-        pytest.param(
-            lambda text: text.replace('"leaf_id": ', '"leaf_id": 9'), "damaged", id="a leaf that is not there"
-        ),
+        pytest.param(lambda text: text.replace('"leaf_id": ', '"leaf_id": 9'), "damaged", id="an unknown leaf"),
         pytest.param(lambda text: text.replace('"parent_id": 1', '"parent_id": 77'), "damaged", id="no such parent"),
         pytest.param(lambda text: text.replace('"title"', '"tilte"'), "damaged", id="a field missing"),
+        pytest.param(lambda text: text.replace('"usage": {', '"usage": "x", "y": {'), "damaged", id="usage is a text"),
+        pytest.param(lambda text: text.replace('"figures": {}', '"figures": []'), "damaged", id="figures are a list"),
+        pytest.param(lambda text: text.replace('"together": null', '"together": {}'), "damaged", id="wrong group"),
+        pytest.param(lambda text: text.replace('"parent_id": 1', '"parent_id": []'), "damaged", id="parent is a list"),
+        pytest.param(lambda text: re.sub('"created_at": [0-9.]+', '"created_at": NaN', text), "damaged", id="no time"),
+        pytest.param(
+            lambda text: re.sub('"created_at": [0-9.]+', '"created_at": 1e300', text), "damaged", id="far future"
+        ),
+        pytest.param(lambda text: text.replace("Which star?", r"\ud800"), "damaged", id="half a character"),
+        pytest.param(lambda text: "[" * 100_000, "nested too deeply", id="deep nesting"),
     ],
 )
-def test_a_file_that_cannot_be_imported_adds_nothing_and_is_told_why(store: ChatStore, change, problem: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_file_that_cannot_be_imported_adds_nothing_and_says_why(
+    store: ChatStore, change: Callable[[str], str], problem: str
+) -> None:
     broken = change(export_json(store, [filled(store)]))
     with pytest.raises(ImportFailed, match=problem):
         import_json(store, broken)

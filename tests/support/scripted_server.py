@@ -1,10 +1,12 @@
-"""A small HTTP server that speaks TorchServe's wire, and answers as a test tells it to."""
+"""A small HTTP server that speaks TorchServe's wire; a test scripts its responses."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,23 +18,28 @@ from typing import Any
 from torchserve_client.config import ServerConfig
 
 HOLD_SECONDS = 120
+WORD_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """How the server answers one question; a cut reply ends without finish reason and `[DONE]`."""
+    """How the server answers one question. A cut reply ends without finish reason and `[DONE]`."""
 
     text: str = "It is Proxima Centauri."
     finish_reason: str = "stop"
     is_cut: bool = False
-    is_held: bool = False  # nothing comes after the first word before the server `goes_on`
+    pauses: bool = False  # nothing comes after the first word until the test sets `goes_on`
+    n_words: int = 0  # if not 0, the text is this many times "la", one every 20 ms
     refusal: str = ""
     code: str | None = None
     overload: bool = False  # TorchServe's own refusal when its queue is full
 
 
 class Server(ThreadingHTTPServer):
-    """TorchServe's inference port with one model. `questions` is what was asked, `replies` what comes next."""
+    """TorchServe's inference and management API on one port, with one model.
+
+    `questions` are the requests so far, `replies` the next responses.
+    """
 
     daemon_threads = True
 
@@ -42,24 +49,19 @@ class Server(ThreadingHTTPServer):
         self.replies: deque[Reply] = deque()
         self.has_model = True
         self.chat_template = "model"
-        self.context_window = 4096  # another one is another model
-        self.descriptions = 0  # how often a worker was asked about the model
-        self.is_loaded = threading.Event()  # a worker answers
-        self.is_loaded.set()
-        self.is_quick = threading.Event()  # TorchServe itself answers
+        self.context_window = 4096  # another one is another version of the model
+        self.descriptions = 0  # requests for the model's description
+        self.is_loaded = True  # whether a worker is ready
+        self.is_quick = threading.Event()  # set: queries of the state are answered at once
         self.is_quick.set()
         self.goes_on = threading.Event()
-        self.waiting = 0  # who asked it meanwhile
+        self.n_waiting = 0  # queries of the state since is_quick was cleared
+        self.n_disconnected = 0  # answers whose client disconnected
         self.keys: set[str | None] = set()
-        self.valid_key = ""  # "" takes any
+        self.valid_key = ""  # "" accepts any
         self.key_file: Path | None = None
 
-    @property
-    def fingerprint(self) -> str:
-        return f"fp_{self.context_window}"
-
     def close(self) -> None:
-        self.is_loaded.set()
         self.is_quick.set()
         self.goes_on.set()
         self.shutdown()
@@ -69,19 +71,17 @@ class Server(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     server: Server
 
-    def do_OPTIONS(self) -> None:
-        self.server.waiting += not self.server.is_quick.is_set()
-        self.server.is_quick.wait(HOLD_SECONDS)
-        if not self._refuses_key():
-            self._describe()
-
     def do_GET(self) -> None:
-        if self.path.startswith("/token?type=inference"):
+        if self.path.startswith("/token?type="):
             self._renew()
+        elif self.path.startswith("/models/"):
+            self.server.n_waiting += not self.server.is_quick.is_set()
+            self.server.is_quick.wait(HOLD_SECONDS)
+            if not self._refuses_key():
+                self._describe_version()
         elif not self._refuses_key():
-            self.server.is_loaded.wait(HOLD_SECONDS)
             self.server.descriptions += 1
-            self._describe()
+            self._describe_model()
 
     def do_POST(self) -> None:
         if self._refuses_key():
@@ -100,18 +100,23 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
-        head = {"system_fingerprint": self.server.fingerprint}
-        for text in re.split(r"(?= )", reply.text):
+        for text in ["la "] * reply.n_words or re.split(r"(?= )", reply.text):
             choice = {"delta": {"content": text}} if "messages" in question else {"text": text}
-            self._event({**head, "choices": [choice]})
-            if reply.is_held:
+            try:
+                self._event({"choices": [choice]})
+            except OSError:
+                self.server.n_disconnected += 1
+                return
+            if reply.n_words:
+                time.sleep(WORD_SECONDS)
+            if reply.pauses:
                 self.server.goes_on.wait(HOLD_SECONDS)
         if not reply.is_cut:
             ending = {"delta": {}, "text": "", "finish_reason": reply.finish_reason}
             counts = {"prompt_tokens": 25, "completion_tokens": 5, "total_tokens": 30}
             usage = {**counts, "prompt_tokens_details": {"cached_tokens": 20}}
             figures = {"usage": usage, "timings": {"predicted_per_second": 12.34}}
-            self._event({**head, "choices": [ending], **figures})
+            self._event({"choices": [ending], **figures})
             self.wfile.write(b"data: [DONE]\n\n")
 
     def _refuses_key(self) -> bool:
@@ -121,7 +126,7 @@ class Handler(BaseHTTPRequestHandler):
         return True
 
     def _renew(self) -> None:
-        """As TorchServe does: with the API key, a new key goes into the key file."""
+        """As TorchServe: for a request with the API key it writes a new key into the key file."""
         if self.headers["Authorization"] != "Bearer api-key":
             self._send(400, {"code": 400, "type": "InvalidKeyException", "message": "Token Authorization failed"})
             return
@@ -130,19 +135,25 @@ class Handler(BaseHTTPRequestHandler):
         write_keys(self.server.key_file, self.server.valid_key)
         self._send(200, {})
 
-    def _describe(self) -> None:
-        if self.server.has_model:
-            meta = {
-                "context_window": self.server.context_window,
-                "chat_template": self.server.chat_template,
-                "fingerprint": self.server.fingerprint,
-            }
-            model = {"id": "llamacpp", "object": "model", "meta": meta}
-            self._send(200, {"object": "list", "data": [model]})
-        else:
-            self._send(404, {"code": 404, "type": "ModelNotFoundException", "message": "Model not found: llamacpp"})
+    @property
+    def _version(self) -> str:
+        return f"{self.server.context_window}.0"
 
-    def _send(self, status: int, answer: dict[str, Any]) -> None:
+    def _describe_version(self) -> None:
+        if not self.server.has_model:
+            self._send(404, {"code": 404, "type": "ModelNotFoundException", "message": "Model not found: llamacpp"})
+            return
+        status = "READY" if self.server.is_loaded else "UNLOADING"
+        worker = {"id": "9000", "pid": os.getpid(), "status": status, "startTime": "2026-01-01T00:00:00.000Z"}
+        model = {"modelName": "llamacpp", "modelVersion": self._version, "modelUrl": "llamacpp.tar.gz"}
+        settings = {"batchSize": 8, "maxBatchDelay": 0, "minWorkers": 1}
+        self._send(200, [model | settings | {"workers": [worker]}])
+
+    def _describe_model(self) -> None:
+        meta = {"context_window": self.server.context_window, "chat_template": self.server.chat_template}
+        self._send(200, {"object": "list", "data": [{"id": "llamacpp", "object": "model", "meta": meta}]})
+
+    def _send(self, status: int, answer: object) -> None:
         body = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -157,19 +168,23 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-def write_keys(file: Path, inference_key: str) -> None:
-    file.write_text(json.dumps({"inference": {"key": inference_key}, "API": {"key": "api-key"}}))
+def write_keys(file: Path, key: str) -> None:
+    entry = {"key": key}
+    file.write_text(json.dumps({"inference": entry, "management": entry, "API": {"key": "api-key"}}))
 
 
 @contextmanager
 def running_scripted_server(home: Path) -> Iterator[tuple[Server, ServerConfig]]:
-    """The server, and a configuration in `home` that leads to it without a key."""
+    """The server, and a configuration in `home` with its address and without a key."""
     server = Server()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     address = f"http://127.0.0.1:{server.server_port}"
     config = home / "config.properties"
-    config.write_text(f"inference_address={address}\ndisable_token_authorization=true\n", encoding="utf-8")
+    config.write_text(
+        f"inference_address={address}\nmanagement_address={address}\ndisable_token_authorization=true\n",
+        encoding="utf-8",
+    )
     try:
         yield server, ServerConfig.load(config)
     finally:
