@@ -16,18 +16,18 @@ class Locked(TorchServeError):
 
 
 @contextmanager
-def file_lock(file: Path, timeout_seconds: float) -> Iterator[None]:
-    """Holds the lock on `file`, which is made if it is missing. Never removes the file.
+def file_lock(file: Path, timeout_seconds: float, if_locked: TorchServeError | None = None) -> Iterator[None]:
+    """Holds the lock on `file`, which is made if it is missing and never removed.
 
-    Raises Locked if another program holds the lock for longer than the timeout, TorchServeError if the file cannot be
-    made.
+    Raises `if_locked` (None: Locked) if another program holds the lock for longer than the timeout. Raises
+    TorchServeError if the file cannot be made.
     """
     lock = FileLock(file, timeout_seconds, mode=0o600, fallback_to_soft=False)
     try:
         file.parent.mkdir(mode=0o700, exist_ok=True)
         lock.acquire()
     except Timeout as error:
-        raise Locked(f"{file} is locked by another program: wait for its end.") from error
+        raise if_locked or Locked(f"{file} is locked by another program: wait for its end.") from error
     except OSError as error:
         raise TorchServeError(f"{file} cannot be made ({error.strerror}): make that place writable.") from error
     try:

@@ -99,12 +99,22 @@ def current_keys(config: ServerConfig) -> tuple[str, ...]:
         return ()
 
 
+def worker_log(config: ServerConfig) -> Path:
+    """The file with the output of the workers."""
+    return config.logs / "model_log.log"
+
+
+def worker_log_size(config: ServerConfig) -> int:
+    """Its bytes until now."""
+    return worker_log(config).stat().st_size if worker_log(config).exists() else 0
+
+
 def worker_exceptions(config: ServerConfig, offset: int = -SEARCHED_BYTES) -> list[str]:
     """The exceptions that workers printed after byte `offset` of their log, each as one line.
 
     A negative offset counts from the end.
     """
-    text, _ = _read_from(config.logs / "model_log.log", offset)
+    text, _ = _read_from(worker_log(config), offset)
     return [cause.strip().rstrip(".") for cause in _EXCEPTION.findall(text) if "500 - " not in cause]
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from urllib.parse import urlencode
@@ -25,7 +24,7 @@ from torchserve_client import process as torchserve_process
 from torchserve_client.archives import archive_for, read_archive
 from torchserve_client.config import ServerConfig, TorchServeError
 from torchserve_client.drain import DrainPolicy, drain
-from torchserve_client.file_lock import Locked, file_lock
+from torchserve_client.file_lock import file_lock
 from torchserve_client.http import (
     LOAD_TIMEOUT_SECONDS,
     MODEL_NAME,
@@ -33,7 +32,7 @@ from torchserve_client.http import (
     RequestRefused,
     ServerUnreachable,
 )
-from torchserve_client.logs import worker_exceptions
+from torchserve_client.logs import worker_exceptions, worker_log, worker_log_size
 from torchserve_client.metrics import ARRIVED, scrape
 from torchserve_client.server_state import StatusClient, version_path
 from torchserve_client.status import SERVING_BOUNDS, ModelStatus, ServingSettings
@@ -47,7 +46,7 @@ MIN_FREE_MEMORY_FACTOR = 3
 
 
 class ChangeFailed(TorchServeError):
-    """The model could not be changed. The message says why, and what is served now."""
+    """The model could not be changed. The message says why, and what serves now."""
 
 
 class ArchiveMissing(ChangeFailed):
@@ -152,11 +151,11 @@ class ManagementClient(StatusClient):
         return surplus <= 0 or drain(self._config, self.describe, drain_policy, last=surplus) is not None
 
     def _scale(self, before: ModelStatus, workers: int) -> None:
-        log = _LogMark(self._config)
+        log_size = worker_log_size(self._config)
         try:
             self._set_workers(workers)
         except TorchServeError as error:
-            reason = log.reason(error)
+            reason = _load_failure(self._config, log_size, error)
             self._set_workers(before.settings.workers)
             raise ChangeFailed(f"{reason} The model serves on with {before.settings}.") from error
 
@@ -236,7 +235,7 @@ class ManagementClient(StatusClient):
         runs after a failed load (docs/torchserve-facts.md).
         """
         self._version_in(archive)
-        log = _LogMark(self._config)
+        log_size = worker_log_size(self._config)
         query = {
             "model_name": MODEL_NAME,
             "url": archive,
@@ -255,7 +254,7 @@ class ManagementClient(StatusClient):
                 raise ChangeFailed(
                     "Another program is registering the model: wait for its end, then press Apply."
                 ) from error
-            reason = log.reason(error)
+            reason = _load_failure(self._config, log_size, error)
             with contextlib.suppress(ServerUnreachable):
                 self._delete(version)
             raise ChangeFailed(reason) from error
@@ -286,15 +285,9 @@ class ManagementClient(StatusClient):
                 raise ChangeFailed(f"Only {status.ready_workers} of {settings.workers} workers became ready.")
             time.sleep(0.05)
 
-    @contextlib.contextmanager
-    def _change_lock(self) -> Iterator[None]:
-        try:
-            with file_lock(self._config.logs / "change.lock", CHANGE_LOCK_SECONDS):
-                yield
-        except Locked as error:
-            raise ChangeFailed(
-                "Another page or program is changing the model: wait for its end, then try again."
-            ) from error
+    def _change_lock(self) -> contextlib.AbstractContextManager[None]:
+        refusal = ChangeFailed("Another page or program is changing the model: wait for its end, then try again.")
+        return file_lock(self._config.logs / "change.lock", CHANGE_LOCK_SECONDS, refusal)
 
 
 def _has_memory_beside(status: ModelStatus) -> bool:
@@ -303,20 +296,12 @@ def _has_memory_beside(status: ModelStatus) -> bool:
     return MIN_FREE_MEMORY_FACTOR * used <= psutil.virtual_memory().available
 
 
-class _LogMark:
-    """Marks the end of the workers' log now, to find the reason of a failed load after it."""
-
-    def __init__(self, config: ServerConfig) -> None:
-        self._config = config
-        self._file = config.logs / "model_log.log"
-        self._offset = self._file.stat().st_size if self._file.exists() else 0
-
-    def reason(self, error: TorchServeError) -> str:
-        """The worker's last exception since the mark, as a sentence; else TorchServe's own message."""
-        # TorchServe copies the worker's output to the log in a thread, so its response may come before the log entry.
-        deadline = time.monotonic() + (LOG_SECONDS if isinstance(error, RequestRefused) and error.status >= 500 else 0)
-        while not (causes := worker_exceptions(self._config, self._offset)):
-            if time.monotonic() > deadline:
-                return f"The model could not be loaded: {error} See {self._file}."
-            time.sleep(0.05)
-        return f"The model could not be loaded: {causes[-1]}."
+def _load_failure(config: ServerConfig, log_size: int, error: TorchServeError) -> str:
+    """The worker's last exception after byte `log_size` of its log, as a sentence; else TorchServe's own message."""
+    # TorchServe copies the worker's output to the log in a thread, so its response may come before the log entry.
+    deadline = time.monotonic() + (LOG_SECONDS if isinstance(error, RequestRefused) and error.status >= 500 else 0)
+    while not (causes := worker_exceptions(config, log_size)):
+        if time.monotonic() > deadline:
+            return f"The model could not be loaded: {error} See {worker_log(config)}."
+        time.sleep(0.05)
+    return f"The model could not be loaded: {causes[-1]}."

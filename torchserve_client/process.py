@@ -5,19 +5,19 @@ Not covered: processes of other users.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import psutil
 
 from torchserve_client.config import ServerConfig, TorchServeError
-from torchserve_client.file_lock import Locked, file_lock
+from torchserve_client.file_lock import file_lock
 from torchserve_client.java import Java, find_java
 from torchserve_client.logs import console_log, start_failure
 from torchserve_client.running_server import (
@@ -82,17 +82,13 @@ def start(config: ServerConfig, on_progress: Callable[[str], None] = lambda sent
     return f"TorchServe is running with {java}."
 
 
-@contextlib.contextmanager
-def _start_lock(config: ServerConfig) -> Iterator[None]:
+def _start_lock(config: ServerConfig) -> AbstractContextManager[None]:
     """Allows one start or stop at a time, in whatever program.
 
     A second TorchServe would overwrite the key file before it fails, and a stop would remove what a start has made.
     """
-    try:
-        with file_lock(config.logs / "start.lock", START_LOCK_SECONDS):
-            yield
-    except Locked as error:
-        raise TorchServeError("Another program keeps starting or stopping TorchServe: end that program.") from error
+    refusal = TorchServeError("Another program keeps starting or stopping TorchServe: end that program.")
+    return file_lock(config.logs / "start.lock", START_LOCK_SECONDS, refusal)
 
 
 def _begin(config: ServerConfig, on_progress: Callable[[str], None]) -> Java:
@@ -104,7 +100,7 @@ def _begin(config: ServerConfig, on_progress: Callable[[str], None]) -> Java:
         raise TorchServeError(f"TorchServe's folders cannot be made ({error}): make that place writable.") from error
     try:
         on_progress("Looking whether the ports are free")
-        _require_free_ports(config)
+        _require_free_ports(config, f"stop it, or choose another port in {config.path}")
         _stop_processes(worker_processes(config, None))
         on_progress("Looking for Java")
         java = find_java()
@@ -168,24 +164,16 @@ def _await_ports(config: ServerConfig, seconds: float, on_progress: Callable[[st
     return missing
 
 
-def _require_free_ports(config: ServerConfig) -> None:
-    for purpose, host, port in config.ports:
-        if not _becomes_free(host, port):
-            owner = port_owner(port)
-            program = _describe(owner) if owner else "a program of another user"
-            raise TorchServeError(
-                f"Port {port} ({purpose}) is taken by {program}: stop it, or choose another port in {config.path}."
-            )
-
-
-def _becomes_free(host: str, port: int) -> bool:
-    """Waits a moment, because a killed server may still be closing its ports."""
+def _require_free_ports(config: ServerConfig, next_step: str) -> None:
+    """Raises TorchServeError if a port is taken. Waits a moment: a killed server may still be closing its ports."""
     deadline = time.monotonic() + PORT_FREE_SECONDS
-    while is_listening(host, port):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
+    for purpose, host, port in config.ports:
+        while is_listening(host, port):
+            if time.monotonic() > deadline:
+                owner = port_owner(port)
+                program = _describe(owner) if owner else "a program of another user"
+                raise TorchServeError(f"Port {port} ({purpose}) is taken by {program}: {next_step}.")
+            time.sleep(0.1)
 
 
 def _describe(process: psutil.Process) -> str:
@@ -208,17 +196,9 @@ def stop(config: ServerConfig) -> None:
             _stop_processes([server])
         _stop_processes(workers + worker_processes(config, None))
         if server:
-            _require_ended(config)
+            _require_free_ports(config, "TorchServe has ended, so stop that program")
             key_file(config).unlink(missing_ok=True)
         shutil.rmtree(runtime_dir(config), ignore_errors=True)
-
-
-def _require_ended(config: ServerConfig) -> None:
-    for purpose, host, port in config.ports:
-        if not _becomes_free(host, port):
-            owner = port_owner(port)
-            program = f" by {_describe(owner)}" if owner else ""
-            raise TorchServeError(f"TorchServe has ended, but port {port} ({purpose}) is still used{program}: end it.")
 
 
 def _stop_processes(processes: list[psutil.Process]) -> None:

@@ -131,6 +131,7 @@ class CompletionStream:
             return response
 
     def _read(self, response: urllib3.HTTPResponse) -> Iterator[StreamEvent]:
+        response.auto_close = False  # else urllib3 closes it at its last byte, before the last lines are out of `lines`
         try:
             lines = io.TextIOWrapper(response, "utf-8", "replace", newline="\n")  # type: ignore[type-var]
             for line in lines:  # each as soon as it has come

@@ -44,6 +44,7 @@ class ScriptedServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), _Handler)
         self.status = 200
         self.script: list[bytes | Callable[[], object]] = []
+        self.is_chunked = True
         self.is_truncated = False
         self.requests: list[tuple[str, dict[str, str], dict[str, Any]]] = []
         self.n_disconnected = 0
@@ -67,6 +68,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self) -> None:
         """Sends the status line with the first chunk, like TorchServe."""
+        if not self.server.is_chunked:
+            body = b"".join(step for step in self.server.script if isinstance(step, bytes))
+            self.send_response(self.server.status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+            return
         has_begun = False
         for step in self.server.script:
             if callable(step):
@@ -120,6 +128,14 @@ def test_chunks_may_cut_events_anywhere(server: ScriptedServer, cut_at: list[int
     server.script = [stream[start:end] for start, end in pairwise(edges)]
 
     assert [event.text for event in server.stream()] == ["été 🦙"]
+
+
+def test_answer_may_come_as_a_whole(server: ScriptedServer) -> None:
+    """TorchServe sends it so if the handler returns the whole answer at once."""
+    server.is_chunked = False
+    server.script = [word("one"), word("two"), DONE]
+
+    assert [event.text for event in server.stream()] == ["one", "two"]
 
 
 def test_events_carry_text_progress_reason_usage_and_timings(server: ScriptedServer) -> None:
