@@ -62,9 +62,8 @@ class LlamaCppHandler:
         n_saved_bytes = int(psutil.virtual_memory().available * SAVED_SEQUENCES_SHARE)
         self._engine = Engine(self._model, n_saved_bytes)
         self._replies: dict[str, Reply] = {}  # the open ones, by TorchServe's request id
-        self._metrics = EngineMetrics(
-            self._engine, context.metrics, context.model_name, torchserve_worker.worker_name()
-        )
+        worker = torchserve_worker.worker_name()
+        self._metrics = EngineMetrics(self._engine, context.metrics, context.model_name, worker)
         self._metrics.report()
         torchserve_worker.drop_frequent_log_lines()
         signal.signal(signal.SIGALRM, self._on_disconnected)
@@ -95,31 +94,32 @@ class LlamaCppHandler:
         return pieces
 
     def _receive(self, data: list[dict[str, object]], context: Context) -> dict[int, str]:
-        """Submits the new requests to the engine. Returns the answers, by index, that need no engine."""
+        """Starts the new requests. Returns the answers, by index, that need no engine."""
         answers = {}
         for index, request_id in context.request_ids.items():
             if request_id in self._replies:
                 continue
+            status = 200
             try:
                 route = find_route(torchserve_worker.requested_path(context, index))
-                if route is Route.MODELS:
-                    answers[index] = json.dumps(self._describe())
-                    context.set_response_content_type(index, JSON_TYPE)
-                else:
-                    self._submit(request_id, route, data[index])
-                continue
-            except ApiError as refusal:
-                error = refusal
-                logger.info("request %s refused with %d: %a", request_id, error.status, error.param or "path")
+                body = self._start(request_id, route, data[index])
+            except ApiError as error:
+                body, status = error.body(), error.status
+                logger.info("request %s refused with %d: %a", request_id, status, error.param or "path")
             except Exception:  # a bug ends its own request, not the whole batch
-                error = ApiError(UNEXPECTED_ERROR, status=500)
+                body, status = ApiError(UNEXPECTED_ERROR, status=500).body(), 500
                 logger.exception("request %s failed", request_id)
-            answers[index] = json.dumps(error.body())
-            context.set_response_status(error.status, "", index)
-            context.set_response_content_type(index, JSON_TYPE)
+            if body is not None:
+                answers[index] = json.dumps(body)
+                context.set_response_status(status, "", index)
+                context.set_response_content_type(index, JSON_TYPE)
         return answers
 
-    def _submit(self, request_id: str, route: Route, fields: dict[str, object]) -> None:
+    def _start(self, request_id: str, route: Route, fields: dict[str, object]) -> dict[str, object] | None:
+        """Submits a request to the engine, or returns the list of models. Raises ApiError."""
+        if route is Route.MODELS:
+            batching = {"batching": "continuous" if self._is_continuous else "dynamic"}
+            return models_body(self._model_name, int(self._model.changed_at), self._model.describe() | batching)
         api_request = parse_request(route, fields)
         prompt = tokenize(api_request, self._model)
         reply = Reply(api_request, prompt, request_id, self._model_name, self._model.fingerprint)
@@ -127,16 +127,13 @@ class LlamaCppHandler:
             self._engine.submit(request)
         self._replies[request_id] = reply
         self._metrics.report()  # before the first step, so that a stopping server sees the request
-
-    def _describe(self) -> dict[str, object]:
-        batching = {"batching": "continuous" if self._is_continuous else "dynamic"}
-        return models_body(self._model_name, int(self._model.changed_at), self._model.describe() | batching)
+        return None
 
     def _collect_pieces(self, context: Context, immediate: dict[int, str], size: int) -> list[str]:
         """A piece for each index of the batch, possibly empty.
 
-        Also an answer that is not streamed sends empty pieces until its end: TorchServe notices only then that a
-        client has disconnected.
+        An answer that is not streamed sends empty pieces until its end, too: TorchServe notices that a client has
+        disconnected only when it sends something.
         """
         pieces = [""] * size
         is_last: dict[int, bool | None] = {}
@@ -154,8 +151,7 @@ class LlamaCppHandler:
             is_last[index] = reply.is_finished
             if reply.is_finished:
                 self._close(request_id)
-                if reply.n_pieces == 1:
-                    is_last[index] = None  # a whole answer in one message
+                is_last[index] = True if reply.n_pieces > 1 else None  # None: a whole answer in one message
         torchserve_worker.set_stream_ends(context, is_last)
         return pieces
 
