@@ -95,10 +95,10 @@ CLOSED_LOOPS = {
     workload.name: workload
     for workload in (
         Workload("W1", "1 client, 100 prompt tokens, 64 generated", 1, distinct(6)),
-        Workload("W8", "8 clients, the same", 8, distinct(48)),
-        Workload("W16", "16 clients, the same", 16, distinct(64)),
+        Workload("W8", "8 clients, requests as in W1", 8, distinct(48)),
+        Workload("W16", "16 clients, requests as in W1", 16, distinct(64)),
         Workload("WS", "8 clients at the same time, one new system prompt of 500 tokens", 8, shared_system_prompt(8)),
-        Workload("WS4", "the same, 4 requests of each client", 8, shared_system_prompt(32)),
+        Workload("WS4", "as WS, with 4 requests of each client", 8, shared_system_prompt(32)),
         Workload("W16x32", "16 clients, 32 generated, as in W256", 16, distinct(64, 32)),
         Workload("W256", "256 clients at the same time, 32 generated", 256, distinct(256, 32)),
     )

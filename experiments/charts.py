@@ -1,6 +1,6 @@
 """Draws experiments as Altair charts. Knows nothing of the page that shows them.
 
-Colour-blind people can tell the colours apart, on light and on dark pages. The symbols of the lines differ, too.
+Colour-blind people can distinguish the colours, on light and on dark pages. The symbols of the lines differ, too.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Runs one experiment: sends load while one of the server's settings varies, then restores the old settings.
 
-They are restored when the experiment is done, has failed or was cancelled (Ctrl-C). A killed program cannot do that. It
-leaves a note (experiments/restore.py), and the next start offers to restore the settings.
+The settings are restored when the experiment is done, has failed or was cancelled (Ctrl-C). A killed program leaves a
+note instead (experiments/restore.py), and the next start offers to restore the settings.
 
 Threads: the one that calls Experiment.run(), and run_load's.
-Not covered: another program's changes to the settings meanwhile. They end the experiment, and are lost.
+Not covered: another program's changes during an experiment. They end the experiment, and are lost.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A handler that answers chats without a model, for tests of what is around it; loads in two seconds.
+"""A handler that answers chats without a model, one millisecond for each token, for tests of everything around it.
 
-Takes a millisecond for each token of an answer. It refuses to load with a batch size of at least the number in the file
-`refuse_batch_size` beside config.properties, and fails every chat while there is a file `fail_chats`.
+It refuses to load with a batch size from the number in the file `refuse_batch_size` on, which is beside
+config.properties. It fails every chat while there is a file `fail_chats`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torchserve_client.config import ServerConfig
 
 
 def write_chatting_archives(config: ServerConfig) -> Path:
-    """Both archives. Returns the file that makes loading fail."""
+    """Writes both archives. Returns the file that makes loading fail."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(serving, "_ECHO_HANDLER", _HANDLER)
         return serving.write_echo_archives(config)
