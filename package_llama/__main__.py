@@ -4,8 +4,6 @@ Every step works in a folder `.package-unfinished` beside the final place and mo
 that fails leaves no partial file, and files of earlier runs stay as they are.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import shlex

@@ -4,8 +4,6 @@ Each version has two archives. One is for one worker. The other one, `…-dynami
 TorchServe 0.12's continuous batching freezes with them. Version 1.0 has no number in the file names.
 """
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

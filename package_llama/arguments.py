@@ -1,6 +1,4 @@
-"""Parses the arguments of package_llama.sh. The script's header explains them."""
-
-from __future__ import annotations
+"""Parses the arguments of package_llama.sh. Does not look at the files that they name."""
 
 import argparse
 import re
@@ -11,6 +9,7 @@ from package_llama.errors import PackagingError
 from package_llama.weight_types import QUANTIZATIONS
 
 DEFAULT_VERSION = "1.0"
+DESCRIPTION = "Packages a Llama 2 model for TorchServe. The header of package_llama.sh explains the arguments."
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +28,7 @@ class Options:
 
 def parse_arguments(arguments: list[str]) -> Options:
     """Raises PackagingError for wrong arguments."""
-    parser = _Parser(prog="package_llama.sh", allow_abbrev=False, description=__doc__)
+    parser = _Parser(prog="package_llama.sh", allow_abbrev=False, description=DESCRIPTION)
     parser.add_argument("words", nargs="*", metavar="MODEL [false]", help="a snapshot folder or a GGUF file")
     parser.add_argument("--demo", action="store_true", help="the demo model instead of MODEL")
     parser.add_argument("--quantization", type=str.upper, metavar="TYPE", help=", ".join(QUANTIZATIONS))

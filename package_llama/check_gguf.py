@@ -8,8 +8,6 @@ text nearly as well as the source. The program prints one line about a good file
 Not covered: whether the source is a good model. If it only guesses, the perplexities are not compared.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Iterable
@@ -26,8 +24,7 @@ from package_llama.llama_log import ERROR, llama_log
 from package_llama.weight_types import QUANTIZATIONS
 
 TEXT = Path(__file__).with_name("check_gguf.txt")
-MIN_TOKENS, MAX_TOKENS = 24, 384
-WINDOW_TOKENS = 384  # evaluated together; each window starts with an empty context
+MIN_TOKENS, MAX_TOKENS = 24, 384  # a longer text is evaluated in parts of MAX_TOKENS
 MAX_OPERATIONS = 3.5e11  # per file: 25 tokens of Llama 2 7B, about 2 s on two cores
 
 
@@ -105,8 +102,8 @@ def measure_perplexity(path: Path, text: bytes, n_tokens: int, *, checks_weights
             vocabulary = llama_cpp.llama_model_get_vocab(model)
             tokens = _tokenize(vocabulary, text)[:n_tokens]
             n_vocab = llama_cpp.llama_vocab_n_tokens(vocabulary)
-            windows = [tokens[begin : begin + WINDOW_TOKENS] for begin in range(0, len(tokens), WINDOW_TOKENS)]
-            logs = [each for window in windows for each in _log_probabilities(model, window, n_vocab)]
+            parts = [tokens[begin : begin + MAX_TOKENS] for begin in range(0, len(tokens), MAX_TOKENS)]
+            logs = [each for part in parts for each in _log_probabilities(model, part, n_vocab)]
             perplexity = float(np.exp(-np.mean(logs)))
         finally:
             llama_cpp.llama_model_free(model)

@@ -1,7 +1,5 @@
 """Prints sentences on stdout and the progress of a long step on stderr."""
 
-from __future__ import annotations
-
 import sys
 
 from tqdm import tqdm  # type: ignore[import-untyped]

@@ -3,8 +3,6 @@
 The converter is taken from llama-cpp-python's source archive, so that its version is that of the installed library.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import sys

@@ -6,8 +6,6 @@ descriptor: the reading end of a pipe. Only the parent has the writing end. The 
 it when the parent ends. The program must lead a process group: the whole group is killed.
 """
 
-from __future__ import annotations
-
 import os
 import runpy
 import signal

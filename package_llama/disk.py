@@ -3,8 +3,6 @@
 Not covered: other programs that fill the disk during a step. The step then fails and leaves no partial file.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager

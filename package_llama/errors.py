@@ -1,7 +1,5 @@
 """The error that every part of the packaging raises."""
 
-from __future__ import annotations
-
 
 class PackagingError(Exception):
     """The message is one sentence: the thing, the problem, the next step."""

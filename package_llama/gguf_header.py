@@ -3,8 +3,6 @@
 Not covered: big-endian files; the values of metadata arrays.
 """
 
-from __future__ import annotations
-
 import struct
 from pathlib import Path
 from typing import Any
@@ -24,8 +22,9 @@ def read_head(path: Path) -> GGUFReader:
         if file.read(4) != b"GGUF":
             raise InvalidGguf(f"{path} is not a GGUF file")
     try:
-        return _HeadReader(path)
-    except (ValueError, LookupError, OverflowError, struct.error) as error:
+        with np.errstate(over="raise"):
+            return _HeadReader(path)
+    except (ValueError, LookupError, ArithmeticError, struct.error) as error:
         raise InvalidGguf(f"{path} is damaged or incomplete ({error})") from error
 
 

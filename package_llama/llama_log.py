@@ -1,7 +1,5 @@
 """Receives the lines that llama.cpp logs. Not for the worker of TorchServe."""
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The folders that packaging uses."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent

@@ -3,8 +3,6 @@
 python -m package_llama.quantize <source> <target> <type>
 """
 
-from __future__ import annotations
-
 import ctypes
 import re
 import sys
@@ -26,7 +24,8 @@ def quantize_gguf(source: Path, target: Path, quantization: str) -> None:
         if level == ERROR:
             errors.append(line)
         elif found := re.match(r"\[ *(\d+)/ *(\d+)\] ", line):  # llama.cpp logs this before each tensor
-            _print_percent(100 * (int(found[1]) - 1) // int(found[2]))
+            percent = 100 * (int(found[1]) - 1) // int(found[2])
+            print(f"quantized {percent}%", file=sys.stderr, flush=True)
 
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = QUANTIZATIONS[quantization].file_type
@@ -36,11 +35,7 @@ def quantize_gguf(source: Path, target: Path, quantization: str) -> None:
         status = llama_cpp.llama_model_quantize(bytes(source), bytes(target), ctypes.byref(params))
     if status != 0:
         raise RuntimeError(errors[-1])
-    _print_percent(100)
-
-
-def _print_percent(percent: int) -> None:
-    print(f"quantized {percent}%", file=sys.stderr, flush=True)
+    print("quantized 100%", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

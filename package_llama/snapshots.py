@@ -4,8 +4,6 @@ Accepted are a folder with the snapshot's files or links to them (snapshots/<has
 model's folder in that cache (models--<organisation>--<name>). The weights are safetensors or PyTorch files.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import sys
@@ -16,7 +14,6 @@ from package_llama.errors import PackagingError
 ARCHITECTURE = "LlamaForCausalLM"
 # The name in the index file's name, and the pattern of the weight files; in the converter's order of preference.
 WEIGHTS = {"model.safetensors": "model*.safetensors", "pytorch_model.bin": "pytorch_model*.bin"}
-META_WEIGHTS = "consolidated.*.pth"
 
 
 def model_name(path: Path) -> str:
@@ -27,10 +24,7 @@ def model_name(path: Path) -> str:
 
 
 def locate(path: Path) -> Path:
-    """The snapshot folder: `path`, or the snapshot in it that refs/main names, or the only one.
-
-    Raises PackagingError if there are several and refs/main names none.
-    """
+    """`path`, or the snapshot in it that refs/main names, or its only snapshot. Raises PackagingError for several."""
     folder = path / "snapshots"
     if not folder.is_dir():
         return path
@@ -66,7 +60,7 @@ def f16_bytes(folder: Path) -> int:
 
 
 def _missing_config_sentence(folder: Path) -> str:
-    if any(folder.glob(META_WEIGHTS)) or (folder / "params.json").is_file():
+    if any(folder.glob("consolidated.*.pth")) or (folder / "params.json").is_file():
         return (
             f"{folder} is in Meta's own format: download the model in Hugging Face's ('-hf'), or run 'python -m "
             f"transformers.models.llama.convert_llama_weights_to_hf --input_dir {folder} --model_size 7B "

@@ -1,7 +1,5 @@
 """Runs the Python programs that do the work, shows their progress, and turns a failure into one sentence."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re

@@ -1,7 +1,5 @@
 """The types of weights that package_llama.sh can make, and what is known about each. Imports no other package."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

@@ -36,6 +36,16 @@ def test_a_file_that_is_cut_short_is_invalid(tiny: Path, tmp_path: Path, n_bytes
         read_head(tmp_path / "cut.gguf")
 
 
+def test_a_tensor_position_beyond_64_bits_is_invalid(tiny: Path, tmp_path: Path) -> None:
+    """The number of dimensions, two dimensions, the type and the position follow the name."""
+    content = bytearray(tiny.read_bytes())
+    position = content.index(b"blk.0.attn_q.weight") + len(b"blk.0.attn_q.weight") + 4 + 16 + 4
+    content[position : position + 8] = b"\xff" * 8
+    (tmp_path / "far.gguf").write_bytes(content)
+    with pytest.raises(InvalidGguf, match=r"far\.gguf is damaged or incomplete"):
+        read_head(tmp_path / "far.gguf")
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(position=st.integers(4, 7000), replacement=st.binary(min_size=1, max_size=8))
 def test_a_damaged_head_raises_no_other_error_than_invalid_gguf(
