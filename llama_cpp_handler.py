@@ -156,7 +156,7 @@ class LlamaCppHandler:
         return pieces
 
     def _close(self, request_id: str) -> None:
-        """Forgets a reply and cancels those of its requests that still run."""
+        """Forgets a reply and cancels its unfinished requests."""
         requests = self._replies.pop(request_id).requests
         for request in requests:
             self._engine.cancel(request)

@@ -4,7 +4,8 @@ settings.py          the worker's settings, from model-config.yaml
 torchserve_worker.py what the handler needs of TorchServe: request paths, streams, logs, other workers
 request.py           a request's fields, checked, as an ApiRequest
 sampling_params.py   names, defaults and bounds of the sampling parameters; shared with the client and the apps
-constraint.py        a grammar or a JSON schema that the answer has to follow
+constraint.py        the grammar or JSON schema that the answer has to follow
+json_schema.py       a JSON schema prepared for llguidance; gbnf.py does this for a grammar
 prompt.py            a request's prompt as tokens that fit the context window
 chat_template.py     messages as the text that the model was trained with
 engine.py            the schedule: slots, the order of prefills, batches

@@ -3,7 +3,7 @@
 Every difference between Apple and other machines is here. Knows llama.cpp's log and the operating system. Knows
 nothing of llama.cpp's API.
 
-Not covered: Macs whose GPU has memory of its own. They get the smaller KV cache of a Mac with shared memory.
+Not covered: Macs whose GPU has separate memory. They get the smaller KV cache of a Mac with shared memory.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Placement:
         ]
 
     def cache_budget(self, weights_bytes: int, available_bytes: int) -> float:
-        """The largest KV cache in bytes. Each device has the cache of its own layers, and each part must fit.
+        """The largest KV cache in bytes. Each device has the cache of its layers, and each part must fit.
 
         available_bytes: free main memory.
         """

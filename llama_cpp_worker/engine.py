@@ -120,7 +120,7 @@ class Engine:
     1. Slots are given in order of arrival. A free slot goes to the request that has waited longest.
     2. A step either prefills prompts or decodes the next token of every prefilled request. While there are both,
        prefill steps and decode steps alternate. So a new prompt never stops the other answers for longer than one
-       prefill step. (One batch of both would not be faster: each sequence has a KV cache of its own, so llama.cpp
+       prefill step. (One batch of both would not be faster: each sequence has a separate KV cache, so llama.cpp
        computes chunks of different lengths one after the other.)
     3. Prompts are prefilled in order of arrival: the oldest first, in chunks, within a token budget that follows
        from the measured speed and PREFILL_STEP_SECONDS.
@@ -204,7 +204,7 @@ class Engine:
     def _close_gaps(self) -> None:
         """Moves sequences so that the running slots are consecutive.
 
-        llama.cpp decodes each run of consecutive slots in a pass of its own. Each pass reads all the weights, so two
+        llama.cpp decodes each run of consecutive slots in a separate pass. Each pass reads all the weights, so two
         passes take twice the time. A move happens once and costs less than one pass.
         """
         lowest = min(self.running, default=0)

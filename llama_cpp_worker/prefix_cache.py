@@ -3,7 +3,7 @@
 Knows nothing of requests and the schedule. Knows a model only by the methods of `SequenceMemory`.
 
 A prefix is reused by copying a sequence's state through main memory. llama.cpp's own copy between sequences would
-move a slot's whole buffer, because each sequence has a KV cache of its own (see docs/llama-cpp-facts.md). For 500
+move a slot's whole buffer, because each sequence has a separate KV cache (see docs/llama-cpp-facts.md). For 500
 tokens of a 135M model on 2 x86 cores: saving and restoring takes 1 ms, llama.cpp's copy 12 ms (window of 8,192
 tokens), computing the tokens again 700 ms.
 """

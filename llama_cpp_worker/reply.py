@@ -29,7 +29,7 @@ class _Choice:
 
     index: int
     request: Request
-    is_begun: bool = False
+    has_begun: bool = False
     is_ended: bool = False
     n_prefilled: int | None = None  # as last reported
     _decoder: codecs.IncrementalDecoder = field(
@@ -142,9 +142,9 @@ class Reply:
         return self._event(self._delta(choice, "", ()), prompt_progress=progress)
 
     def _begin(self, choice: _Choice) -> str:
-        if choice.is_begun:
+        if choice.has_begun:
             return ""
-        choice.is_begun = True
+        choice.has_begun = True
         if self._is_chat:
             delta = {"role": "assistant", "content": ""}
             return self._event({"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": None})
@@ -195,7 +195,7 @@ class Reply:
 
 
 def _params_of_choice(params: SamplingParams, index: int) -> SamplingParams:
-    """Each choice gets a seed of its own. The same seed of the request gives the same choices again."""
+    """Each choice gets another seed, derived from the request's seed, so that the request can be repeated."""
     if params.seed is None or index == 0:
         return params
     return replace(params, seed=(params.seed + index) % (2**32 - 1))

@@ -225,7 +225,7 @@ def test_whole_choices_are_a_list() -> None:
     ]
 
 
-def test_every_choice_has_a_seed_of_its_own() -> None:
+def test_every_choice_has_another_seed() -> None:
     seeded = make_reply(Route.CHAT, {**HELLO, "n": 3, "seed": 2**32 - 2})
     assert [request.params.seed for request in seeded.requests] == [2**32 - 2, 0, 1]
     unseeded = make_reply(Route.CHAT, {**HELLO, "n": 2})

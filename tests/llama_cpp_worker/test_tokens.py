@@ -145,9 +145,9 @@ def test_llama_2s_prompt_is_the_published_format(llama_2: Llama) -> None:
     )
 
 
-@pytest.mark.parametrize("begun", ["Proxima", " Proxima", "Proxima\n\nCen"])
-def test_llama_2s_begun_answer_is_continued_as_hugging_face_does_it(llama_2: Llama, begun: str) -> None:
-    messages = [SYSTEM, *QUESTION, {"role": "assistant", "content": begun}]
+@pytest.mark.parametrize("unfinished", ["Proxima", " Proxima", "Proxima\n\nCen"])
+def test_llama_2s_unfinished_answer_is_continued_as_by_hugging_face(llama_2: Llama, unfinished: str) -> None:
+    messages = [SYSTEM, *QUESTION, {"role": "assistant", "content": unfinished}]
     text = llama_2.rendered(messages, continues=True)
     assert llama_2.model.template.render(messages) == text
 
@@ -219,7 +219,7 @@ def test_llama_2s_tokens_are_metas_whatever_is_typed(llama_2: Llama, sentencepie
 def test_transformers_5_differs_at_blanks_and_after_control_tokens(
     llama_2: Llama, tokenizer_json: Any
 ) -> None:
-    """It builds a tokenizer of its own: "[INST]" follows <s> without the space that Llama 2 was trained with."""
+    """It builds another tokenizer: "[INST]" follows <s> without the space that Llama 2 was trained with."""
 
     def differs(text: str) -> bool:
         return bool(llama_2.tokenizer(text)["input_ids"] != tokenizer_json.encode(text).ids)

@@ -134,7 +134,7 @@ def llama_2_tokenizer_json(folder: Path) -> Any:
 
 
 def write_llama_3_tokenizer(folder: Path) -> None:
-    """The same of Llama 3 (meta-llama/Llama-3.1-8B-Instruct): tokenizer.json and tokenizer_config.json."""
+    """Llama 3's tokenizer files (meta-llama/Llama-3.1-8B-Instruct): tokenizer.json and tokenizer_config.json."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers, processors
     from tokenizers.models import BPE
 

@@ -1,4 +1,4 @@
-"""HTTP requests for the end-to-end tests. They do not use torchserve_client, which has tests of its own."""
+"""HTTP requests for the end-to-end tests. They do not use torchserve_client, which has separate tests."""
 
 from __future__ import annotations
 
