@@ -24,7 +24,7 @@ chat: $(ARCHIVE) ## install, package, start TorchServe and both apps; Ctrl-C sto
 package: $(ARCHIVE) ## make the archives that TorchServe loads
 
 check: lint ## lint, and run the tests that need no server, browser or model
-	$(BIN)/python -m pytest -m "$(QUICK)"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "$(QUICK)"
 
 lint: $(VENV)/.tests-installed ## check style, types, shell scripts and the CI workflow
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Real TorchServe for tests: a home of its own, free ports, a running server, an archive that needs no model."""
+"""A real TorchServe for tests: its folder, free ports, start and stop, and archives that need no model."""
 
 from __future__ import annotations
 
@@ -29,10 +29,15 @@ _given_ports: set[int] = set()
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on, from below the range that the system uses for outgoing connections; none twice."""
+    """Ports on which nothing listens, below the system's range for outgoing connections. No port is returned twice.
+
+    Each of several pytest processes (`pytest -n 2`) has a range of its own.
+    """
+    size = 12_000 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    first = 20_000 + size * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     found: list[int] = []
     while len(found) < count:
-        port = random.randrange(20_000, 32_000)
+        port = random.randrange(first, first + size)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             if port not in _given_ports:
@@ -42,7 +47,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def make_home(path: Path, **overrides: object) -> ServerConfig:
-    """A folder with the project's config.properties, on ports of its own; `overrides` replace or add properties."""
+    """Writes the project's config.properties with free ports into `path`. `overrides` replace or add properties."""
     path.mkdir(parents=True, exist_ok=True)
     inference, management, metrics, grpc_inference, grpc_management, worker, distribution = free_ports(7)
     changes: dict[str, object] = {
@@ -77,7 +82,7 @@ def running_server(config: ServerConfig) -> Iterator[ServerConfig]:
 
 
 def start_by_hand(config: ServerConfig, folder: Path | None = None) -> None:
-    """TorchServe as somebody starts it on the command line, in `folder` or the config's own; its own log settings."""
+    """Starts TorchServe on the command line, in `folder` or the config's folder, with TorchServe's own log settings."""
     environment = {name: value for name, value in os.environ.items() if name != "TS_CONFIG_FILE"}
     environment |= {"JAVA_HOME": str(find_java().home), "TMPDIR": str(config.home), "TEMP": str(config.home)}
     options = ["--ts-config", str(config.path), "--model-store", str(config.model_store)]
@@ -94,7 +99,7 @@ def start_by_hand(config: ServerConfig, folder: Path | None = None) -> None:
 
 
 def wait_until(condition: Callable[[], T], timeout: float = 30.0, what: str = "the condition") -> T:
-    """The first true value of `condition()`; fails after `timeout` seconds, naming `what` was waited for."""
+    """Returns the first true value of `condition()`. Fails after `timeout` seconds; the message names `what`."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):
         assert time.monotonic() < deadline, f"{what}: not within {timeout:.0f} s"
@@ -103,9 +108,9 @@ def wait_until(condition: Callable[[], T], timeout: float = 30.0, what: str = "t
 
 
 def write_echo_archives(config: ServerConfig) -> Path:
-    """Both archives with a handler that answers at once and needs no model. Returns the file that makes loading fail.
+    """Writes both archives, with a handler that answers at once and needs no model. Returns the path of a file.
 
-    While that file exists, a worker with a batch size of at least the number written in it fails to load.
+    While that file exists, a worker fails to load if its batch size is at least the number in the file.
     """
     refuse = config.home / "refuse_batch_size"
     for name, continuous in (("llamacpp.tar.gz", "true"), ("llamacpp-dynamic.tar.gz", "false")):
@@ -124,7 +129,7 @@ def write_echo_archives(config: ServerConfig) -> Path:
 
 
 def write_small_window_store(demo_store: Path, store: Path, n_ctx: int) -> Path:
-    """A model store whose model has a context window of `n_ctx` tokens: the demo's archive with that one setting."""
+    """Writes a model store with the demo's archive, changed to a context window of `n_ctx` tokens."""
     store.mkdir()
     with (
         tarfile.open(demo_store / "llamacpp.tar.gz") as source,
