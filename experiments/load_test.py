@@ -228,36 +228,27 @@ def print_summary(summary: dict[str, Any]) -> None:
     print(f"{speed}   {times}   {summary['requests']} requests, {summary['errors']} errors", flush=True)
 
 
-def at_least_one(text: str) -> int:
-    """For argparse: a whole number from 1 on."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return number
-
-
 def main() -> int:
     """`python -m experiments.load_test --clients 8` sends to the TorchServe of config.properties, or to any --url."""
     parser = argparse.ArgumentParser(
         description="Simultaneous chat requests, measured once. `python -m experiments --help` varies the settings."
     )
-    parser.add_argument(
-        "--clients", type=at_least_one, default=8, help="requests open at once, at most (default %(default)s)"
-    )
-    parser.add_argument("--requests", type=at_least_one, help="requests in all (default: 4 for each client)")
-    parser.add_argument(
-        "--max-tokens", type=at_least_one, default=64, help="tokens of each answer (default %(default)s)"
-    )
+    parser.add_argument("--clients", type=int, default=8, help="requests open at once, at most (default %(default)s)")
+    parser.add_argument("--requests", type=int, help="requests in all (default: 4 for each client)")
+    parser.add_argument("--max-tokens", type=int, default=64, help="tokens of each answer (default %(default)s)")
     parser.add_argument("--prompts", choices=PROMPT_SETS, default="short", help="the prompts (default %(default)s)")
     parser.add_argument("--url", help="address of another server, ending in /v1")
     parser.add_argument("--json", type=Path, help="file for all samples")
     arguments = parser.parse_args()
+    requests = 4 * arguments.clients if arguments.requests is None else arguments.requests
+    if min(arguments.clients, requests, arguments.max_tokens) < 1:
+        parser.error("--clients, --requests and --max-tokens must be 1 or more")
     try:
         target = Target("server", arguments.url) if arguments.url else torchserve_target(ServerConfig.load())
     except TorchServeError as error:
         print(error, file=sys.stderr)
         return 1
-    requests, tag = arguments.requests or 4 * arguments.clients, str(random.randrange(10**6))
+    tag = str(random.randrange(10**6))
     run = run_load(target, make_bodies(arguments.prompts, requests, arguments.max_tokens, tag), arguments.clients)
     print_summary(run.summary())
     if run.errors:

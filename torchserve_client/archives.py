@@ -50,7 +50,7 @@ class Archive:
 
 
 def dynamic_archive_name(name: str) -> str:
-    """The archive with the same model for two or more workers."""
+    """The twin of an archive: this model for two or more workers."""
     return f"{name.removesuffix(ENDING)}-dynamic{ENDING}"
 
 

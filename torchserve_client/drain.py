@@ -1,8 +1,8 @@
 """Counts the requests in progress, and waits until there are none. Starts, stops and changes nothing.
 
 A worker must be idle before it ends. TorchServe 0.12 never answers the requests of an unregistered model or of a
-removed worker, and leaves their connections open. The same happens to a request that still waits for its batch to fill,
-up to max_batch_delay. Such a request appears in no metric. TorchServe serves new requests during the wait, because it
+removed worker, and leaves their connections open. It does this also to a request that waits for its batch to fill, up
+to max_batch_delay. Such a request appears in no metric. TorchServe serves new requests during the wait, because it
 cannot refuse them (docs/torchserve-facts.md).
 """
 
@@ -96,7 +96,7 @@ def drain(
             plural = "" if counts.requests == 1 else "s"
             on_drain(f"Letting {counts.requests} request{plural} finish, {seconds_left:.0f} s at most")
         elif batch_fill_left > 1:
-            on_drain(f"Letting the max batch delay pass, in which a batch may still fill: {batch_fill_left:.0f} s")
+            on_drain(f"Letting the max batch delay pass, in which a batch may fill: {batch_fill_left:.0f} s")
         before = after
         time.sleep(DRAIN_POLL_SECONDS)
 

@@ -1,4 +1,4 @@
-"""Locks between programs. Each lock has a file of its own; the system releases the lock of a killed program."""
+"""Locks between programs. Each lock has its own file. The system releases the lock of a killed program."""
 
 from __future__ import annotations
 

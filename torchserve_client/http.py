@@ -1,7 +1,7 @@
 """Sends one HTTP request whose response is read whole, and turns every error of a request into a sentence.
 
 Knows the wire and the shape of error responses. Does not know which key a request needs (torchserve_client/keys.py) or
-what a response means. A streamed response has a class of its own (torchserve_client/streaming.py).
+what a response means. Streamed responses are in torchserve_client/streaming.py.
 """
 
 from __future__ import annotations

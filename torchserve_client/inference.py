@@ -14,7 +14,7 @@ from torchserve_client.config import ServerConfig
 from torchserve_client.http import DESCRIPTION_TIMEOUT_SECONDS, MODEL_NAME, fetch
 from torchserve_client.keys import Keys
 from torchserve_client.model_description import ModelDescription, ModelDescriptions
-from torchserve_client.server_state import Availability, StatusClient
+from torchserve_client.status import Availability, StatusClient
 from torchserve_client.streaming import CompletionStream
 
 DESCRIPTION_WAIT_SECONDS = 0.5  # an idle model describes itself sooner

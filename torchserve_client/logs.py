@@ -14,9 +14,10 @@ from pathlib import Path
 from torchserve_client.config import ServerConfig
 from torchserve_client.running_server import key_file
 
+WORKER_LOG = "model_log.log"
 LOG_FILES = {
     "ts_log.log": "TorchServe itself: starts, registrations, trouble",
-    "model_log.log": "what the workers print",
+    WORKER_LOG: "what the workers print",
     "access_log.log": "the requests that people and programs made",
 }
 LEVELS = ("DEBUG", "INFO", "WARN", "ERROR")
@@ -99,22 +100,12 @@ def current_keys(config: ServerConfig) -> tuple[str, ...]:
         return ()
 
 
-def worker_log(config: ServerConfig) -> Path:
-    """The file with the output of the workers."""
-    return config.logs / "model_log.log"
-
-
-def worker_log_size(config: ServerConfig) -> int:
-    """Its bytes until now."""
-    return worker_log(config).stat().st_size if worker_log(config).exists() else 0
-
-
 def worker_exceptions(config: ServerConfig, offset: int = -SEARCHED_BYTES) -> list[str]:
     """The exceptions that workers printed after byte `offset` of their log, each as one line.
 
     A negative offset counts from the end.
     """
-    text, _ = _read_from(worker_log(config), offset)
+    text, _ = _read_from(config.logs / WORKER_LOG, offset)
     return [cause.strip().rstrip(".") for cause in _EXCEPTION.findall(text) if "500 - " not in cause]
 
 

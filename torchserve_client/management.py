@@ -1,8 +1,7 @@
 """Changes how the model is served: registers, scales, replaces and unregisters it. Knows nothing of Streamlit.
 
 Before a worker ends, its requests may finish (torchserve_client/drain.py). A lock file allows one change at a time, in
-whatever program. Queries are in torchserve_client/server_state.py, requests to the model in
-torchserve_client/inference.py.
+whatever program. Queries are in torchserve_client/status.py, requests to the model in torchserve_client/inference.py.
 
 One of several versions is the default: it answers requests that name no version. A second version is loaded only until
 it becomes the default, because two versions need the memory twice.
@@ -32,10 +31,9 @@ from torchserve_client.http import (
     RequestRefused,
     ServerUnreachable,
 )
-from torchserve_client.logs import worker_exceptions, worker_log, worker_log_size
+from torchserve_client.logs import WORKER_LOG, worker_exceptions
 from torchserve_client.metrics import ARRIVED, scrape
-from torchserve_client.server_state import StatusClient, version_path
-from torchserve_client.status import SERVING_BOUNDS, ModelStatus, ServingSettings
+from torchserve_client.status import SERVING_BOUNDS, ModelStatus, ServingSettings, StatusClient, version_path
 
 READY_SECONDS = 30.0  # from the end of a registration until describe shows every worker as READY
 LOG_SECONDS = 5.0  # from a failed load until the log has the worker's exception, if there is one
@@ -151,7 +149,7 @@ class ManagementClient(StatusClient):
         return surplus <= 0 or drain(self._config, self.describe, drain_policy, last=surplus) is not None
 
     def _scale(self, before: ModelStatus, workers: int) -> None:
-        log_size = worker_log_size(self._config)
+        log_size = self._worker_log_size()
         try:
             self._set_workers(workers)
         except TorchServeError as error:
@@ -231,11 +229,11 @@ class ManagementClient(StatusClient):
     def _load(self, settings: ServingSettings, archive: str, version: str = "") -> None:
         """Registers the archive. `version` is needed only if another version is the default one.
 
-        Registers one worker and then scales: with more initial workers, TorchServe 0.12 forgets a worker that still
-        runs after a failed load (docs/torchserve-facts.md).
+        Registers one worker and then scales: with more initial workers, TorchServe 0.12 forgets a worker that runs
+        on after a failed load (docs/torchserve-facts.md).
         """
         self._version_in(archive)
-        log_size = worker_log_size(self._config)
+        log_size = self._worker_log_size()
         query = {
             "model_name": MODEL_NAME,
             "url": archive,
@@ -285,6 +283,10 @@ class ManagementClient(StatusClient):
                 raise ChangeFailed(f"Only {status.ready_workers} of {settings.workers} workers became ready.")
             time.sleep(0.05)
 
+    def _worker_log_size(self) -> int:
+        file = self._config.logs / WORKER_LOG
+        return file.stat().st_size if file.exists() else 0
+
     def _change_lock(self) -> contextlib.AbstractContextManager[None]:
         refusal = ChangeFailed("Another page or program is changing the model: wait for its end, then try again.")
         return file_lock(self._config.logs / "change.lock", CHANGE_LOCK_SECONDS, refusal)
@@ -302,6 +304,6 @@ def _load_failure(config: ServerConfig, log_size: int, error: TorchServeError) -
     deadline = time.monotonic() + (LOG_SECONDS if isinstance(error, RequestRefused) and error.status >= 500 else 0)
     while not (causes := worker_exceptions(config, log_size)):
         if time.monotonic() > deadline:
-            return f"The model could not be loaded: {error} See {worker_log(config)}."
+            return f"The model could not be loaded: {error} See {config.logs / WORKER_LOG}."
         time.sleep(0.05)
     return f"The model could not be loaded: {causes[-1]}."

@@ -1,6 +1,6 @@
 """What the model says about itself. Queries it once for every load, because a worker answers it like any other request.
 
-Knows nothing of Streamlit. Does not know whether a model is registered: torchserve_client/server_state.py.
+Knows nothing of Streamlit. Does not know whether a model is registered: torchserve_client/status.py.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class ModelDescription:
 
 
 class ModelDescriptions:
-    """The descriptions of one server's model. Threads may share one; it queries in a thread of its own.
+    """The descriptions of one server's model. Threads may share one; each query has its own thread.
 
     descriptions = ModelDescriptions(config)
     model = StatusClient(config).state().model

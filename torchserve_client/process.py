@@ -71,14 +71,12 @@ def start(config: ServerConfig, on_progress: Callable[[str], None] = lambda sent
         _await_ports(config, START_SECONDS - age_seconds(running), on_progress)  # it may have been started just now
         return f"TorchServe is already running (process {running.pid})."
     if not_listening := _await_ports(config, START_SECONDS, on_progress):
-        has_ended, reason = find_server(config) is None, start_failure(config)
+        problem = f"did not answer within {START_SECONDS:.0f} s ({', '.join(not_listening)}) and was stopped"
+        if find_server(config) is None:
+            problem = f"ended right after its start with {java}"
+        reason = start_failure(config)
         stop(config)
-        if has_ended:
-            raise StartFailed(f"TorchServe ended right after its start with {java}: {reason}")
-        raise StartFailed(
-            f"TorchServe did not answer within {START_SECONDS:.0f} s ({', '.join(not_listening)}) and was stopped: "
-            f"{reason}"
-        )
+        raise StartFailed(f"TorchServe {problem}: {reason}")
     return f"TorchServe is running with {java}."
 
 
@@ -99,7 +97,7 @@ def _begin(config: ServerConfig, on_progress: Callable[[str], None]) -> Java:
     except OSError as error:
         raise TorchServeError(f"TorchServe's folders cannot be made ({error}): make that place writable.") from error
     try:
-        on_progress("Looking whether the ports are free")
+        on_progress("Checking whether the ports are free")
         _require_free_ports(config, f"stop it, or choose another port in {config.path}")
         _stop_processes(worker_processes(config, None))
         on_progress("Looking for Java")
@@ -131,7 +129,8 @@ def _launch(config: ServerConfig, java: Java, folder: Path) -> None:
         "TEMP": str(folder),  # Java's temp directory
         "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", SPIN_COUNT),
     }
-    with open(console_log(config), "wb", opener=_open_for_owner) as console:
+    console_log(config).touch(mode=0o600)
+    with console_log(config).open("wb") as console:
         try:
             subprocess.run(
                 [launcher, "--start", "--ncs", *(str(part) for option in options.items() for part in option)],
@@ -149,10 +148,6 @@ def _launch(config: ServerConfig, java: Java, folder: Path) -> None:
             raise StartFailed(f"The torchserve command failed ({error}): see {console_log(config)}.") from error
 
 
-def _open_for_owner(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
 def _await_ports(config: ServerConfig, seconds: float, on_progress: Callable[[str], None]) -> list[str]:
     """Waits until every port answers, TorchServe ends or the time is over. Returns the ports that do not answer."""
     deadline = time.monotonic() + seconds
@@ -165,7 +160,7 @@ def _await_ports(config: ServerConfig, seconds: float, on_progress: Callable[[st
 
 
 def _require_free_ports(config: ServerConfig, next_step: str) -> None:
-    """Raises TorchServeError if a port is taken. Waits a moment: a killed server may still be closing its ports."""
+    """Raises TorchServeError if a port is taken. Waits a moment, because a killed server closes its ports late."""
     deadline = time.monotonic() + PORT_FREE_SECONDS
     for purpose, host, port in config.ports:
         while is_listening(host, port):

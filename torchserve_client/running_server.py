@@ -107,7 +107,7 @@ def is_listening(host: str, port: int) -> bool:
     """Whether a program accepts connections there."""
     try:
         with socket.create_connection((host, port), PORT_PROBE_SECONDS) as probe:
-            # Linux can connect a socket to itself if no program listens and the socket's own port is the same one.
+            # Linux can connect a socket to itself if no program listens and the system gives the socket this port.
             return bool(probe.getsockname() != probe.getpeername())
     except OSError:
         return False

@@ -105,7 +105,7 @@ class CompletionStream:
             self._disconnect()
 
     def _send(self, key: str | None) -> urllib3.HTTPResponse:
-        """Sends the request on a new connection and returns the response, its body still to be read."""
+        """Sends the request on a new connection and returns the response without its body."""
         self._disconnect()  # from the request with a refused key
         headers = request_headers(key, self._api_path) | {"Content-Type": "application/json"}
         with errors_as_sentences(self._url, self._unreachable):

@@ -54,7 +54,7 @@ def question(tokens: int) -> dict[str, Any]:
     return chat_body("Tell me a story.", max_tokens=tokens, ignore_eos=True)
 
 
-def ask(config: ServerConfig, tokens: int, times: int) -> list[Stream]:
+def send_questions(config: ServerConfig, tokens: int, times: int) -> list[Stream]:
     """Sends that many requests for answers of that many tokens, and waits until all have arrived."""
     before = scrape(config).total(ARRIVED)
     streams = [Stream(config, question(tokens)).start() for _ in range(times)]
@@ -65,7 +65,7 @@ def ask(config: ServerConfig, tokens: int, times: int) -> list[Stream]:
 def test_apply_lets_running_and_waiting_requests_finish(
     busy_server: ServerConfig, management: ManagementClient
 ) -> None:
-    streams = ask(busy_server, tokens=60, times=3)  # two slots: one request waits
+    streams = send_questions(busy_server, tokens=60, times=3)  # two slots: one request waits
     sentences: list[str] = []
 
     management.apply(replace(ONE, batch_size=3), drain_policy=DrainPolicy(on_drain=sentences.append))
@@ -86,7 +86,7 @@ def test_prompt_in_prefill_counts_as_running(busy_server: ServerConfig, manageme
 
 
 def test_new_requests_are_served_while_others_finish(busy_server: ServerConfig, management: ManagementClient) -> None:
-    ask(busy_server, tokens=200, times=1)
+    send_questions(busy_server, tokens=200, times=1)
     is_draining = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         drain_policy = DrainPolicy(on_drain=lambda sentence: is_draining.set())
@@ -98,7 +98,7 @@ def test_new_requests_are_served_while_others_finish(busy_server: ServerConfig, 
 
 
 def test_request_that_does_not_finish_in_time_is_cut(busy_server: ServerConfig, management: ManagementClient) -> None:
-    streams = ask(busy_server, tokens=5000, times=3)
+    streams = send_questions(busy_server, tokens=5000, times=3)
     wait_until(lambda: any(stream.text for stream in streams), what="the first text")
     skip = threading.Event()
 
@@ -111,7 +111,7 @@ def test_request_that_does_not_finish_in_time_is_cut(busy_server: ServerConfig, 
 
 
 def test_unregister_waits_and_leaves_no_worker(busy_server: ServerConfig, management: ManagementClient) -> None:
-    (stream,) = ask(busy_server, tokens=60, times=1)
+    (stream,) = send_questions(busy_server, tokens=60, times=1)
 
     management.unregister()
 
@@ -123,7 +123,7 @@ def test_unregister_waits_and_leaves_no_worker(busy_server: ServerConfig, manage
 
 def test_worker_ends_only_when_it_is_idle(busy_server: ServerConfig, management: ManagementClient) -> None:
     management.apply(TWO)
-    streams = ask(busy_server, tokens=200, times=2)
+    streams = send_questions(busy_server, tokens=200, times=2)
     wait_until(lambda: all(stream.text for stream in streams), what="two workers at work")
 
     with pytest.raises(ChangeFailed, match=r"still busy.*serves on with 2 workers"):
@@ -138,7 +138,7 @@ def test_worker_ends_only_when_it_is_idle(busy_server: ServerConfig, management:
 def test_request_counts_are_running_and_waiting_requests(
     busy_server: ServerConfig, management: ManagementClient
 ) -> None:
-    streams = ask(busy_server, tokens=5000, times=5)
+    streams = send_questions(busy_server, tokens=5000, times=5)
 
     wait_until(
         lambda: RequestCounts.of(described(management), scrape(busy_server)) == RequestCounts(waiting=3, running=2),

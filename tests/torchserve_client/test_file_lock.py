@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from torchserve_client.file_lock import file_lock
 with file_lock(Path(sys.argv[1]), 0):
-    print("held", flush=True)
+    print("locked", flush=True)
     sys.stdin.read()
 """
 
@@ -28,7 +28,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_lock_is_held_as_long_as_the_block_lasts(file: Path) -> None:
+def test_lock_is_taken_as_long_as_the_block_lasts(file: Path) -> None:
     with file_lock(file, 0):
         assert is_locked(file)
         with pytest.raises(Locked), file_lock(file, 0):
@@ -42,7 +42,7 @@ def test_lock_of_a_killed_program_is_free(file: Path) -> None:
     )
     assert holder.stdin and holder.stdout
     with holder:
-        assert holder.stdout.readline() == b"held\n"
+        assert holder.stdout.readline() == b"locked\n"
         assert is_locked(file)
         holder.kill()
         holder.wait()
@@ -56,5 +56,5 @@ def test_error_inside_the_block_frees_the_lock_and_stays_itself(file: Path) -> N
     assert not is_locked(file)
 
 
-def test_file_that_is_not_there_is_not_held(tmp_path: Path) -> None:
+def test_file_that_is_not_there_is_not_locked(tmp_path: Path) -> None:
     assert not is_locked(tmp_path / "none")

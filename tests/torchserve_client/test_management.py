@@ -19,7 +19,7 @@ import pytest
 
 from llama_cpp_worker.sampling_params import InvalidParameter, SamplingParams
 from tests.support.serving import make_home, running_server, wait_until, write_echo_archives
-from torchserve_client import keys, server_state
+from torchserve_client import keys, status
 from torchserve_client.config import ServerConfig
 from torchserve_client.drain import DrainPolicy
 from torchserve_client.file_lock import file_lock
@@ -71,7 +71,7 @@ def described(management: ManagementClient) -> ModelStatus:
 
 
 def answer_of(server: ServerConfig) -> str:
-    return "".join(piece.text for piece in InferenceClient(server).complete("hello", SamplingParams()))
+    return "".join(event.text for event in InferenceClient(server).complete("hello", SamplingParams()))
 
 
 def refuse(server: ServerConfig, batch_size: int) -> None:
@@ -328,9 +328,9 @@ def test_server_that_does_not_answer_is_starting_and_later_unhealthy(
     assert process
     process.suspend()
     try:
-        monkeypatch.setattr(server_state, "START_SECONDS", 1e9)
+        monkeypatch.setattr(status, "START_SECONDS", 1e9)
         assert one.state().state == "starting"
-        monkeypatch.setattr(server_state, "START_SECONDS", 0.0)
+        monkeypatch.setattr(status, "START_SECONDS", 0.0)
         view = one.state()
     finally:
         process.resume()
@@ -352,7 +352,7 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def ask(server: ServerConfig, kind: str) -> object:
+def send_with(server: ServerConfig, kind: str) -> object:
     """A request with that key: raises if the key is refused."""
     return ManagementClient(server).describe() if kind == "management" else InferenceClient(server).models()
 
@@ -370,7 +370,7 @@ def test_key_renewed_by_another_program_is_picked_up(server: ServerConfig, one: 
     renew_elsewhere(server, kind)
     renewed = keys_in(server)[kind]
 
-    ask(server, kind)
+    send_with(server, kind)
 
     assert keys_in(server)[kind] == renewed
 
@@ -380,7 +380,7 @@ def test_refused_key_is_renewed(server: ServerConfig, one: ManagementClient, kin
     renew_elsewhere(server, kind)
     key_file(server).write_text(stale)
 
-    ask(server, kind)
+    send_with(server, kind)
 
     assert keys_in(server)[kind]["key"] != json.loads(stale)[kind]["key"]
 
@@ -390,7 +390,7 @@ def test_key_is_renewed_before_it_expires(server: ServerConfig, one: ManagementC
     keys[kind]["expiration time"] = "2001-01-01T00:00:00.123456789Z"
     key_file(server).write_text(json.dumps(keys))
 
-    ask(server, kind)
+    send_with(server, kind)
 
     assert keys_in(server)[kind]["key"] != keys[kind]["key"]
 

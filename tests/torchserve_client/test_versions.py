@@ -81,8 +81,8 @@ def management(server: ServerConfig) -> Iterator[ManagementClient]:
     (server.home / "refuse_batch_size").unlink(missing_ok=True)
 
 
-def ask(server: ServerConfig, prompt: str = "hello") -> str:
-    return "".join(piece.text for piece in InferenceClient(server).complete(prompt, PARAMS))
+def complete(server: ServerConfig, prompt: str = "hello") -> str:
+    return "".join(event.text for event in InferenceClient(server).complete(prompt, PARAMS))
 
 
 def registered(management: ManagementClient) -> list[tuple[str, str, bool]]:
@@ -92,15 +92,15 @@ def registered(management: ManagementClient) -> list[tuple[str, str, bool]]:
 def test_another_version_becomes_the_default_and_the_first_one_again(
     server: ServerConfig, management: ManagementClient
 ) -> None:
-    assert ask(server) == "1.0 hello"
+    assert complete(server) == "1.0 hello"
 
     management.make_default(NEW)
 
-    assert ask(server) == "1.1 hello"
+    assert complete(server) == "1.1 hello"
     assert registered(management) == [("1.1", NEW, True)]
     assert management.registered()[0].settings == ONE
     management.make_default(OLD)
-    assert ask(server) == "1.0 hello"
+    assert complete(server) == "1.0 hello"
     assert registered(management) == [("1.0", OLD, True)]
 
 
@@ -113,7 +113,7 @@ def test_two_workers_are_two_workers_of_the_other_versions_twin(
 
     assert registered(management) == [("1.1", "llamacpp-1.1-dynamic.tar.gz", True)]
     assert management.registered()[0].settings == TWO
-    assert ask(server) == "1.1 hello"
+    assert complete(server) == "1.1 hello"
     management.make_default(OLD)
     assert registered(management) == [("1.0", "llamacpp-dynamic.tar.gz", True)]
 
@@ -121,15 +121,15 @@ def test_two_workers_are_two_workers_of_the_other_versions_twin(
 def test_no_request_is_refused_during_a_switch(server: ServerConfig, management: ManagementClient) -> None:
     is_cancelled, answers, errors = threading.Event(), [], []
 
-    def ask_again_and_again() -> None:
+    def complete_again_and_again() -> None:
         while not is_cancelled.is_set():
             try:
-                answers.append(ask(server))
+                answers.append(complete(server))
             except TorchServeError as error:
                 errors.append(error)
 
-    asking = threading.Thread(target=ask_again_and_again)
-    asking.start()
+    requesting = threading.Thread(target=complete_again_and_again)
+    requesting.start()
     try:
         wait_until(lambda: answers, what="the first answer")
         management.make_default(NEW)
@@ -137,7 +137,7 @@ def test_no_request_is_refused_during_a_switch(server: ServerConfig, management:
         wait_until(lambda: len(answers) > answered + 1, what="an answer of the new version")
     finally:
         is_cancelled.set()
-        asking.join()
+        requesting.join()
 
     assert errors == []
     assert (answers[0], answers[-1]) == ("1.0 hello", "1.1 hello")
@@ -147,13 +147,13 @@ def test_no_request_is_refused_during_a_switch(server: ServerConfig, management:
 def test_request_in_progress_on_the_old_version_is_answered(server: ServerConfig, management: ManagementClient) -> None:
     answers: list[str] = []
     before = scrape(server).total(ARRIVED)
-    asking = threading.Thread(target=lambda: answers.append(ask(server, "wait 8")))
-    asking.start()
+    requesting = threading.Thread(target=lambda: answers.append(complete(server, "wait 8")))
+    requesting.start()
     wait_until(lambda: scrape(server).total(ARRIVED) > before, what="the request's arrival")
 
     management.make_default(NEW)
 
-    asking.join()
+    requesting.join()
     assert answers == ["1.0 wait 8"]
 
 
@@ -163,7 +163,7 @@ def test_old_version_that_stays_busy_stays_registered_and_can_be_ended(
     management.make_default(NEW, DrainPolicy(seconds=0))
 
     assert [each.version for each in management.registered()] == ["1.1", "1.0"]
-    assert (ask(server), management.describe().version) == ("1.1 hello", "1.1")  # type: ignore[union-attr]
+    assert (complete(server), management.describe().version) == ("1.1 hello", "1.1")  # type: ignore[union-attr]
     management.end_version("1.0")
     assert [each.version for each in management.registered()] == ["1.1"]
 
@@ -174,7 +174,7 @@ def test_version_that_is_still_loaded_is_loaded_anew(server: ServerConfig, manag
     management.make_default(OLD)
 
     assert registered(management) == [("1.0", OLD, True)]
-    assert ask(server) == "1.0 hello"
+    assert complete(server) == "1.0 hello"
 
 
 def test_unregistering_ends_every_version(server: ServerConfig, management: ManagementClient) -> None:
@@ -184,7 +184,7 @@ def test_unregistering_ends_every_version(server: ServerConfig, management: Mana
 
     assert management.registered() == ()
     with pytest.raises(RequestRefused, match="not registered"):
-        ask(server)
+        complete(server)
 
 
 def test_version_that_cannot_be_loaded_leaves_the_old_one_serving(
@@ -198,7 +198,7 @@ def test_version_that_cannot_be_loaded_leaves_the_old_one_serving(
 
     assert [worker.pid for worker in management.registered()[0].workers] == [worker.pid for worker in before]
     assert registered(management) == [("1.0", OLD, True)]
-    assert ask(server) == "1.0 hello"
+    assert complete(server) == "1.0 hello"
 
 
 def test_without_memory_for_both_the_old_version_ends_first(
