@@ -1,6 +1,6 @@
 """Makes the GGUF file and the archives. package_llama.sh runs this; its header explains the arguments.
 
-Every step works in a folder `.package-unfinished` beside the final place and moves its result at the end. So a step
+Every step works in a folder `.package-unfinished` beside the final path and moves its result at the end. So a step
 that fails leaves no partial file, and files of earlier runs stay as they are.
 """
 

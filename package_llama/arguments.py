@@ -1,4 +1,4 @@
-"""Parses the arguments of package_llama.sh. Does not look at the files that they name."""
+"""Parses the arguments of package_llama.sh. Does not open the files that they name."""
 
 import argparse
 import re

@@ -43,7 +43,7 @@ def staging_folder(parent: Path) -> Iterator[Path]:
     folder = parent / UNFINISHED
     try:
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(exist_ok=True)  # it can still exist: programs of a killed run may write into it until they end
+        folder.mkdir(exist_ok=True)  # it exists if programs of a killed run wrote into it after rmtree
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

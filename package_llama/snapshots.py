@@ -64,7 +64,7 @@ def _missing_config_sentence(folder: Path) -> str:
         return (
             f"{folder} is in Meta's own format: download the model in Hugging Face's ('-hf'), or run 'python -m "
             f"transformers.models.llama.convert_llama_weights_to_hf --input_dir {folder} --model_size 7B "
-            f"--llama_version 2 --output_dir {folder}-hf' in an environment of its own, with transformers==4.40.2, "
+            f"--llama_version 2 --output_dir {folder}-hf' in a separate environment with transformers==4.40.2, "
             "torch, sentencepiece, protobuf, accelerate and numpy<2, and give that folder."
         )
     return f"{folder} has no config.json: download the whole snapshot, or give another folder."

@@ -47,7 +47,7 @@ def test_quantizing_rounds_matrices_and_not_norms(tiny_made: Path) -> None:
 
 
 def test_llama_cpp_works_on_in_the_process_that_quantized(tiny_source: Path, tmp_path: Path) -> None:
-    """It would crash if it still had a log callback that Python has freed."""
+    """It would crash if llama.cpp called a log callback that Python has freed."""
     script = (
         "import sys, llama_cpp; from pathlib import Path; from package_llama.quantize import quantize_gguf\n"
         "quantize_gguf(Path(sys.argv[1]), Path(sys.argv[2]), 'Q8_0')\n"
