@@ -1,4 +1,4 @@
-"""A real browser and real Streamlit apps, for the end-to-end tests and the screenshots."""
+"""A real browser and real Streamlit apps, for browser tests and screenshots."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import requests
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.support.serving import free_ports, wait_until
@@ -44,7 +43,7 @@ def find_chromium() -> str | None:
 
 @contextmanager
 def running_browser() -> Iterator[Browser]:
-    """The system's Chromium, without a window and with an empty profile."""
+    """Starts the system's Chromium without a window and with an empty profile."""
     executable = find_chromium()
     if executable is None:
         pytest.skip("no Chromium found: install the package `chromium`, or Google Chrome")
@@ -56,7 +55,7 @@ def running_browser() -> Iterator[Browser]:
 
 @contextmanager
 def running_app(script: str, config: ServerConfig, log: Path) -> Iterator[str]:
-    """A Streamlit app of the project against `config`'s server; yields its URL."""
+    """Starts one of the project's Streamlit apps for the server of `config`. Yields the app's URL."""
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "streamlit", "run", str(PROJECT / script)]
     command += ["--server.headless=true", "--server.address=127.0.0.1", f"--server.port={port}"]
@@ -68,9 +67,8 @@ def running_app(script: str, config: ServerConfig, log: Path) -> Iterator[str]:
     def is_up() -> bool:
         assert process.poll() is None, log.read_text()
         try:
-            with urllib.request.urlopen(f"{url}/_stcore/health", timeout=5) as response:
-                return bool(response.status == 200)
-        except (urllib.error.URLError, OSError):
+            return requests.get(f"{url}/_stcore/health", timeout=5).ok
+        except requests.RequestException:
             return False
 
     try:
@@ -82,7 +80,7 @@ def running_app(script: str, config: ServerConfig, log: Path) -> Iterator[str]:
 
 
 def open_page(browser: Browser, url: str, width: int = 1280, height: int = 900, dark: bool = False) -> Page:
-    """A tab with an empty profile of its own."""
+    """Opens a tab with a new, empty profile."""
     context = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", device_scale_factor=1
     )
