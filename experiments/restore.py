@@ -6,9 +6,9 @@ must serve after the experiment. A killed program leaves the note, and the next 
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from experiments.plan import Setup
 from experiments.records import records_folder
 from torchserve_client.config import ServerConfig, TorchServeError
 from torchserve_client.drain import DrainPolicy
-from torchserve_client.file_lock import Locked, file_lock, is_locked
+from torchserve_client.file_lock import file_lock, is_locked
 from torchserve_client.management import ManagementClient
 
 LOCK_SECONDS = 1.0  # is_running() takes the lock for an instant
@@ -27,15 +27,10 @@ class ExperimentFailed(TorchServeError):
     """Why an experiment could not start, or why it ended early."""
 
 
-@contextlib.contextmanager
-def experiment_lock(config: ServerConfig) -> Iterator[None]:
+def experiment_lock(config: ServerConfig) -> AbstractContextManager[None]:
     """Raises ExperimentFailed while another experiment of this server runs. The lock of a killed program is free."""
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(file_lock(_lock_file(config), LOCK_SECONDS))
-        except Locked as error:
-            raise ExperimentFailed("An experiment is running already: wait for its end, or cancel it.") from error
-        yield
+    if_locked = ExperimentFailed("An experiment is running already: wait for its end, or cancel it.")
+    return file_lock(_lock_file(config), LOCK_SECONDS, if_locked)
 
 
 def is_running(config: ServerConfig) -> bool:
