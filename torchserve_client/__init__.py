@@ -1,1 +1,1 @@
-"""TorchServe from outside: its process, its three APIs, its logs and archives. No Streamlit."""
+"""A client library for TorchServe: its process, its three APIs, its logs and its archives. No Streamlit."""

@@ -27,10 +27,6 @@ DYNAMIC_ARCHIVE = "llamacpp-dynamic.tar.gz"
 ENDING = ".tar.gz"
 
 
-class PackagingFailed(TorchServeError):
-    """package_llama.sh could not make the archives; the message has its reason."""
-
-
 @dataclass(frozen=True, slots=True)
 class Archive:
     """What an archive contains. model_path: its GGUF file; None if the worker's environment names the file."""
@@ -90,7 +86,7 @@ def package_demo(config: ServerConfig, on_progress: Callable[[str], None]) -> st
     """Runs `package_llama.sh --demo` and copies both archives into the server's model store. Returns a sentence.
 
     on_progress gets every line that the script prints. The first run downloads the model (93 MB). Raises
-    PackagingFailed.
+    TorchServeError with the script's reason.
     """
     command = ["bash", str(PROJECT / "package_llama.sh"), "--demo"]
     with tempfile.TemporaryFile("w+") as errors:
@@ -103,7 +99,7 @@ def package_demo(config: ServerConfig, on_progress: Callable[[str], None]) -> st
         if process.returncode != 0:
             errors.seek(0)
             reason = errors.read().strip().splitlines()[-1:] or [f"it ended with status {process.returncode}"]
-            raise PackagingFailed(f"The demo model could not be packaged: {reason[0]}")
+            raise TorchServeError(f"The demo model could not be packaged: {reason[0]}")
     store = config.model_store
     store.mkdir(parents=True, exist_ok=True)
     for name in (CONTINUOUS_ARCHIVE, DYNAMIC_ARCHIVE):

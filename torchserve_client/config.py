@@ -1,4 +1,4 @@
-"""TorchServe's config.properties: where the server is to be found, and with what it was set up.
+"""Reads TorchServe's config.properties: the server's addresses and folders. Does not know whether it runs.
 
 Not covered: https addresses, unix sockets as addresses.
 """
@@ -14,14 +14,14 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 class TorchServeError(Exception):
-    """What went wrong with TorchServe: one sentence that names the thing, the problem and the next step."""
+    """A failure as one sentence, which names the thing, the problem and the next step."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
-    """What the apps need of config.properties.
+    """The values of config.properties that the apps use.
 
-    path: the file itself. Its folder, `home`, has the model store, logs/ and key_file.json in it.
+    path: the file. Its folder, `home`, contains the model store, logs/ and key_file.json.
     """
 
     path: Path

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from torchserve_client.config import ServerConfig
 from torchserve_client.http import METRICS_TIMEOUT_SECONDS, fetch_text
 from torchserve_client.keys import Keys
-from torchserve_client.running_server import WORKER_SCRIPT, find_server
+from torchserve_client.running_server import WORKER_SCRIPT, child_processes, find_server
 
 # TorchServe's own counters. The first one counts a request at its arrival. The second one adds a request's time in
 # TorchServe's queue when its answer has ended (docs/torchserve-facts.md). Prometheus' parser adds the ending `_total`
@@ -107,11 +107,7 @@ def read_processes(config: ServerConfig) -> tuple[ProcessSample, ...]:
     server = find_server(config)
     if server is None:
         return ()
-    try:
-        children = server.children(recursive=True)
-    except psutil.Error:
-        children = []
-    samples = [_sample(process, is_server=process == server) for process in (server, *children)]
+    samples = [_sample(process, is_server=process == server) for process in (server, *child_processes(server))]
     return tuple(sample for sample in samples if sample)
 
 

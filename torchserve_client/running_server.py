@@ -86,21 +86,24 @@ def key_file(config: ServerConfig) -> Path:
 
 def worker_processes(config: ServerConfig, server: psutil.Process | None) -> list[psutil.Process]:
     """The children of `server`, and the workers that a killed server left behind."""
-    children: list[psutil.Process] = []
-    if server:
-        try:
-            children = server.children(recursive=True)
-        except psutil.Error:
-            children = []
+    found = child_processes(server) if server else []
     folder = runtime_dir(config)
     for process in psutil.process_iter():
         try:
             is_worker = any(part.endswith(WORKER_SCRIPT) for part in process.cmdline())
             if is_worker and Path(process.cwd()).is_relative_to(folder):  # a worker's cwd is its unpacked archive
-                children.append(process)
+                found.append(process)
         except (psutil.Error, OSError):
             continue
-    return list(set(children))
+    return list(set(found))
+
+
+def child_processes(server: psutil.Process) -> list[psutil.Process]:
+    """Its children and their children; none if it has ended."""
+    try:
+        return list(server.children(recursive=True))
+    except psutil.Error:
+        return []
 
 
 def is_listening(host: str, port: int) -> bool:

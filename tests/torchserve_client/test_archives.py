@@ -1,4 +1,4 @@
-"""The archives in a model store: what there is to choose from, twins, and packaging the demo model."""
+"""The archives in a model store: which are listed, twins, contents, and packaging the demo model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pytest
 
 from tests.support.serving import make_home, write_echo_archives
 from torchserve_client.archives import (
-    PackagingFailed,
     archive_for,
     dynamic_archive_name,
     list_archives,
@@ -81,5 +80,5 @@ def test_failed_packaging_gives_the_scripts_reason(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("PATH", f"{python.parent}:/usr/bin:/bin")
     assert (PROJECT / "package_llama.sh").is_file()
 
-    with pytest.raises(PackagingFailed, match=r"could not be packaged: package_llama\.sh: yaml cannot be imported"):
+    with pytest.raises(TorchServeError, match=r"could not be packaged: package_llama\.sh: yaml cannot be imported"):
         package_demo(make_home(tmp_path / "home"), lambda line: None)
