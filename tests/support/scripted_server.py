@@ -45,6 +45,12 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.is_quick = threading.Event()  # set: queries of the state are answered at once
+        self.goes_on = threading.Event()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets all requests and the script."""
         self.questions: list[tuple[str, dict[str, Any]]] = []
         self.replies: deque[Reply] = deque()
         self.has_model = True
@@ -52,9 +58,8 @@ class Server(ThreadingHTTPServer):
         self.context_window = 4096  # another one is another version of the model
         self.descriptions = 0  # requests for the model's description
         self.is_loaded = True  # whether a worker is ready
-        self.is_quick = threading.Event()  # set: queries of the state are answered at once
         self.is_quick.set()
-        self.goes_on = threading.Event()
+        self.goes_on.clear()
         self.n_waiting = 0  # queries of the state since is_quick was cleared
         self.n_disconnected = 0  # answers whose client disconnected
         self.keys: set[str | None] = set()

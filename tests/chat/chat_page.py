@@ -1,0 +1,74 @@
+"""The chat's page in a real browser: its messages, buttons and files, for the browser tests."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Browser, Locator, Page, expect
+
+from tests.support.browser import open_page
+from tests.support.serving import wait_until
+
+ANSWER_MS = 120_000  # an answer on a busy machine
+ENDED = re.compile("ended by itself|length limit reached|context window full")
+READY = "Proceed to entering your prompt message!"
+GREEDY = "temperature=0.01"
+TEXT = "[data-testid=stMarkdownContainer]:not(button *)"  # without the labels of buttons
+
+
+def open_chat_page(browser: Browser, url: str, settings: str = GREEDY) -> Page:
+    page = open_page(browser, f"{url}/?{settings}")
+    expect(page.get_by_text(READY)).to_be_visible(timeout=ANSWER_MS)
+    return page
+
+
+def messages(page: Page) -> Locator:
+    """All bubbles: 0 is the greeting, 1 the first question, 2 its answer."""
+    return page.get_by_test_id("stChatMessage")
+
+
+def message(page: Page, number: int) -> Locator:
+    return messages(page).nth(number)
+
+
+def text_of(page: Page, number: int) -> str:
+    return message(page, number).locator(TEXT).first.inner_text()
+
+
+def wait_for_end(page: Page, number: int) -> str:
+    expect(message(page, number).get_by_text(ENDED)).to_be_visible(timeout=ANSWER_MS)
+    return text_of(page, number)
+
+
+def wait_for_text(page: Page, number: int, length: int = 20) -> None:
+    wait_until(lambda: messages(page).count() > number, what=f"bubble {number}")
+    wait_until(lambda: len(text_of(page, number)) > length, what="text of the answer", timeout=ANSWER_MS / 1000)
+
+
+def press_icon(page: Page, number: int, icon: str) -> None:
+    """Presses a button of a bubble that has only an icon, by the icon's name."""
+    message(page, number).get_by_role("button", name=f"{icon} icon").click()
+
+
+def write_export(path: Path, turns: list[tuple[str, str]], title: str = "Imported") -> Path:
+    """An exported conversation of these questions and answers."""
+    common: dict[str, Any] = {"problem": "", "figures": {}, "is_raw": False, "is_left_out": False, "together": None}
+    entries: list[dict[str, Any]] = []
+    for number, (question, answer) in enumerate(turns):
+        for role, text, ended in (("user", question, "sent"), ("assistant", answer, "stop")):
+            id = len(entries) + 1
+            entry = {"id": id, "parent_id": id - 1 or None, "role": role, "text": text, "ended": ended}
+            entries.append({**common, **entry, "created_at": float(number)})
+    conversation = {"title": title, "settings": {}, "leaf_id": len(entries), "created_at": 1.0, "updated_at": 2.0}
+    conversations = [conversation | {"messages": entries}]
+    path.write_text(json.dumps({"format": "llama-2-chatbot", "version": 1, "conversations": conversations}))
+    return path
+
+
+def import_file(page: Page, path: Path) -> None:
+    page.get_by_role("tab", name="Conversations").click()
+    page.get_by_text("Import", exact=True).click()
+    page.locator("input[type=file]").set_input_files(path)
