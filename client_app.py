@@ -81,7 +81,7 @@ def choose_conversation() -> None:
     """Opens the conversation to open, or else the one in the URL; with its settings if it is new to this tab."""
     in_url = st.query_params.get(URL_PARAMETER, NEW)
     if has_gone_back():
-        pending.to_open = in_url  # even if a question that is still pending has another conversation
+        pending.to_open = in_url  # even if a pending question belongs to another conversation
     elif pending.to_open == in_url:
         pending.to_open = None
     wanted = in_url if pending.to_open is None else pending.to_open

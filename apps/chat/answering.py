@@ -61,7 +61,7 @@ class RunningAnswer:
         self._stream: CompletionStream | None = None
 
     def stop(self) -> None:
-        """Disconnects, which frees the slot; the text is kept. From any thread, at any time."""
+        """Disconnects, which frees the slot; the text stays. From any thread, at any time."""
         self._is_stopped.set()
         if self._stream is not None:
             self._stream.close()

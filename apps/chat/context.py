@@ -56,7 +56,7 @@ def messages_for(path: Sequence[Message], system_prompt: str) -> list[dict[str, 
 
 
 def gauge(path: Sequence[Message], system_prompt: str, window: int | None) -> Gauge:
-    """What the conversation takes: the last count that still holds, and an estimate of the messages after it."""
+    """What the conversation takes: the last valid count, and an estimate of the messages after it."""
     for index in range(len(path) - 1, -1, -1):
         message = path[index]
         counted = message.figures.get("usage", {}).get("total_tokens")

@@ -93,4 +93,6 @@ class Database:
         try:
             yield
         except sqlite3.Error as error:
-            raise StoreError(f"{self._path} cannot be used for conversations ({error}): look at it.") from error
+            raise StoreError(
+                f"{self._path} cannot be used for conversations ({error}): check the file and its disk."
+            ) from error

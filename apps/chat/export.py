@@ -49,7 +49,9 @@ def import_json(store: ChatStore, text: str | bytes) -> list[str]:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ImportFailed("The file is not an export of this chat: choose one that Export has made.")
     if document.get("version") != VERSION:
-        raise ImportFailed(f"The file has version {document.get('version')}, and this program knows {VERSION}.")
+        raise ImportFailed(
+            f"The file has version {str(document.get('version'))[:20]!r}, and this program knows {VERSION}."
+        )
     try:
         imported = [_conversation_from(entry) for entry in document["conversations"]]
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
@@ -118,7 +120,8 @@ def _figures(value: Any) -> dict[str, Any]:
 
 def _text(value: Any) -> str:
     text: str = _of_type(value, str)
-    text.encode()  # SQLite refuses half a surrogate pair, too
+    if text != text.encode("utf-8", "ignore").decode():
+        raise ValueError("a text has half a character")  # of a surrogate pair, which SQLite and Streamlit refuse
     return text
 
 

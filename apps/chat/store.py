@@ -121,9 +121,8 @@ class ChatStore:
 
     def delete(self, conversation_id: str) -> None:
         """Hides the conversation and stops its answers; `undelete` restores it within UNDO_SECONDS."""
-        self._database.rows(
-            "UPDATE messages SET stop_wanted = 1 WHERE conversation_id = ? AND ended = ''", (conversation_id,)
-        )
+        sql = "UPDATE messages SET stop_wanted = 1 WHERE conversation_id = ? AND ended = ''"
+        self._database.rows(sql, (conversation_id,))
         self._change(conversation_id, "deleted_at = ?", self._clock())
 
     def undelete(self, conversation_id: str) -> None:
@@ -231,9 +230,7 @@ class ChatStore:
 
     def want_stop(self, message_id: int) -> None:
         """Asks the process that generates this answer to stop: its next `save` returns True."""
-        self._database.row(
-            "UPDATE messages SET stop_wanted = 1 WHERE id = ? AND ended = '' RETURNING id", (message_id,)
-        )
+        self._database.rows("UPDATE messages SET stop_wanted = 1 WHERE id = ? AND ended = ''", (message_id,))
 
     # --- whole conversations, for export and import
 
@@ -264,9 +261,8 @@ class ChatStore:
 
     def _add_answers(self, conversation_id: str, question_id: int, is_raw: bool, count: int) -> NewAnswers:
         together = random_id() if count > 1 else None
-        answer = Message(
-            0, question_id, "assistant", "", "", is_raw=is_raw, together=together, created_at=self._clock()
-        )
+        now = self._clock()
+        answer = Message(0, question_id, "assistant", "", "", is_raw=is_raw, together=together, created_at=now)
         ids = [self._add_message(conversation_id, question_id, answer) for _ in range(count)]
         self._database.rows("UPDATE conversations SET leaf_id = ? WHERE id = ?", (ids[0], conversation_id))
         self._touch(conversation_id)
@@ -292,16 +288,11 @@ class ChatStore:
         return row[0], row[1]
 
     def _touch(self, conversation_id: str) -> None:
-        self._database.rows(
-            "UPDATE conversations SET updated_at = ?, revision = revision + 1 WHERE id = ?",
-            (self._clock(), conversation_id),
-        )
+        self._change(conversation_id, "updated_at = ?", self._clock())
 
     def _change(self, conversation_id: str, assignment: str, value: object) -> None:
-        with self._database.transaction():
-            self._database.rows(
-                f"UPDATE conversations SET {assignment}, revision = revision + 1 WHERE id = ?", (value, conversation_id)
-            )
+        sql = f"UPDATE conversations SET {assignment}, revision = revision + 1 WHERE id = ?"
+        self._database.rows(sql, (value, conversation_id))
 
     def _end_orphans(self) -> None:
         """A file that cannot be written can still be read, so a failure is only logged."""
@@ -313,12 +304,9 @@ class ChatStore:
     def _mark_orphans(self) -> None:
         oldest = self._clock() - HEARTBEAT_SECONDS
         is_orphan = "ended = '' AND written_at < ?"
-        if self._database.row(
-            f"SELECT 1 FROM messages WHERE {is_orphan}", (oldest,)
-        ):  # reads first: a write locks the file
-            self._database.rows(
-                f"UPDATE messages SET ended = 'cut', problem = ? WHERE {is_orphan}", (NO_HEARTBEAT, oldest)
-            )
+        if self._database.row(f"SELECT 1 FROM messages WHERE {is_orphan}", (oldest,)):  # a write would lock the file
+            sql = f"UPDATE messages SET ended = 'cut', problem = ? WHERE {is_orphan}"
+            self._database.rows(sql, (NO_HEARTBEAT, oldest))
 
     def _purge_deleted(self) -> None:
         self._database.rows("DELETE FROM conversations WHERE deleted_at < ?", (self._clock() - UNDO_SECONDS,))

@@ -21,7 +21,7 @@ from apps.chat.markdown_text import is_right_to_left, text_as_markdown, with_dir
         pytest.param("A ` and $5\n\nb ` c", "A ` and \\$5\n\nb ` c", id="lone backticks are no code"),
         pytest.param("$1\n```sh\necho $A `$B`\n```\n$2", "\\$1\n```sh\necho $A `$B`\n```\n\\$2", id="block of code"),
         pytest.param("1. Do\n    ~~~\n    $A\n    ~~~", "1. Do\n    ~~~\n    $A\n    ~~~", id="block in a list"),
-        pytest.param("```sh\necho $A", "```sh\necho $A", id="block still being written"),
+        pytest.param("```sh\necho $A", "```sh\necho $A", id="unfinished block"),
         pytest.param("![x](http://a/b.png)", "!\u200b[x](http://a/b.png)", id="an image is not loaded"),
         pytest.param("Then :red[this] at 10:30", r"Then \:red[this] at 10:30", id="no colours"),
         pytest.param("<b>bold</b>", "<b>bold</b>", id="Streamlit shows HTML as text"),
@@ -31,7 +31,7 @@ from apps.chat.markdown_text import is_right_to_left, text_as_markdown, with_dir
         pytest.param("Let $x$ be $5", r"Let $x$ be \$5", id="a letter is a formula, a price is not"),
         pytest.param(r"So \(a+b\) and \[x^2\]", "So $a+b$ and $$x^2$$", id="LaTeX's own brackets"),
         pytest.param("$$\n\\int x\n$$", "$$\n\\int x\n$$", id="a block of formula"),
-        pytest.param("Half a formula: $e^{i", r"Half a formula: \$e^{i", id="formula still being written"),
+        pytest.param("Half a formula: $e^{i", r"Half a formula: \$e^{i", id="unfinished formula"),
     ],
 )
 def test_model_output_is_text_before_it_is_markdown(text: str, markdown: str) -> None:

@@ -250,11 +250,11 @@ def test_two_stores_on_one_file_lose_no_message(store: ChatStore) -> None:
         for turn in range(10):
             answered(own, conversation_id, f"question {number}.{turn}", f"answer {number}.{turn}")
 
-    writers = [threading.Thread(target=write, args=(number,)) for number in range(4)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
+    programs = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for program in programs:
+        program.start()
+    for program in programs:
+        program.join()
     path = texts(store, conversation_id)
     assert len(path) == len(set(path)) == 80
 
@@ -463,7 +463,7 @@ def test_import_overwrites_nothing(store: ChatStore) -> None:
         pytest.param(lambda text: "{", "not JSON", id="no JSON"),
         pytest.param(lambda text: "[1]", "not an export", id="a list"),
         pytest.param(lambda text: text.replace("llama-2-chatbot", "other"), "not an export", id="another format"),
-        pytest.param(lambda text: text.replace('"version": 1', '"version": 9'), "version 9", id="a newer version"),
+        pytest.param(lambda text: text.replace('"version": 1', '"version": 9'), "version '9'", id="a newer version"),
         pytest.param(lambda text: text.replace('"role": "user"', '"role": "boss"'), "damaged", id="an unknown role"),
         pytest.param(lambda text: text.replace('"leaf_id": ', '"leaf_id": 9'), "damaged", id="an unknown leaf"),
         pytest.param(lambda text: text.replace('"parent_id": 1', '"parent_id": 77'), "damaged", id="no such parent"),
