@@ -20,7 +20,7 @@ def rendered_by_hugging_face(source: str, *messages: dict[str, str]) -> str:
     prompts_and_indices = render_jinja_template(
         [list(messages)], chat_template=source, add_generation_prompt=True, bos_token="<s>", eos_token="</s>"
     )
-    return prompts_and_indices[0][0]
+    return str(prompts_and_indices[0][0])
 
 
 @pytest.mark.parametrize(
