@@ -1,7 +1,8 @@
-"""What one can do with the server, one action at a time, each in a thread of its own. Knows nothing of Streamlit.
+"""The actions on a server, such as starting it: one at a time, each in its own thread. Knows nothing of Streamlit.
 
-An action goes on when the page that began it is reloaded or closed, and every page sees it and how it ended. It ends
-with the app. Threads: begin() is called by pages; an action's thread writes `stage` and, last of all, `outcome`.
+An action continues when its page is reloaded or closed. All pages show it and its outcome. It ends with the app.
+Threads: the pages call the methods of Actions. The thread of an action changes `progress` and `is_draining`, and sets
+`outcome` last.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from typing import Literal
 from torchserve_client import process as torchserve_process
 from torchserve_client.archives import package_demo
 from torchserve_client.config import ServerConfig, TorchServeError
-from torchserve_client.drain import LETTING, drain
-from torchserve_client.management import ArchiveMissing, DrainPolicy, ManagementClient, ServingSettings
+from torchserve_client.drain import DRAIN_SECONDS, DrainPolicy, drain
+from torchserve_client.logs import log_tail
+from torchserve_client.management import ArchiveMissing, ManagementClient
 from torchserve_client.process import StartFailed
+from torchserve_client.status import ServingSettings
 
 LOG_LINES = 40
-STOP_SECONDS = 300.0  # the longest that a stop lets requests finish
+STOP_DRAIN_SECONDS = 300.0  # before Stop Server cuts the requests that are still running
 
 Name = Literal["start", "stop", "register", "unregister", "apply", "make_default", "end_version", "package"]
 LABELS: dict[Name, str] = {
@@ -37,7 +40,7 @@ LABELS: dict[Name, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an action ended at `at`, in seconds since the epoch. log: TorchServe's, where it explains a failure."""
+    """How an action ended at `at`, in seconds since the epoch. log: TorchServe's, if it explains a failure."""
 
     is_success: bool
     sentence: str
@@ -48,26 +51,33 @@ class Outcome:
 
 @dataclass(slots=True, eq=False)
 class Action:
-    """An action under way or ended. `stage` says what it is doing; `hurry` ends its waiting for requests."""
+    """A running or ended action. `progress` says what it does now; setting `skip_drain` ends its drain."""
 
     name: Name
     number: int
     begun: float = field(default_factory=time.time)
-    stage: str = ""
-    hurry: threading.Event = field(default_factory=threading.Event)
+    progress: str = ""
+    is_draining: bool = False
+    skip_drain: threading.Event = field(default_factory=threading.Event)
     outcome: Outcome | None = None
 
     @property
-    def lets_finish(self) -> bool:
-        """Whether it is waiting for requests and could be hurried."""
-        return self.stage.startswith(LETTING) and not self.hurry.is_set()
+    def can_skip_drain(self) -> bool:
+        return self.is_draining and not self.skip_drain.is_set()
 
-    def tell(self, sentence: str) -> None:
-        self.stage = sentence
+    def report(self, sentence: str) -> None:
+        self.progress, self.is_draining = sentence, False
+
+    def report_drain(self, sentence: str) -> None:
+        self.progress, self.is_draining = sentence, True
+
+    def drain_policy(self, seconds: float = DRAIN_SECONDS) -> DrainPolicy:
+        """The policy of a drain that reports to this action and that `skip_drain` ends."""
+        return DrainPolicy(seconds, self.skip_drain.is_set, on_progress=self.report, on_drain=self.report_drain)
 
 
 class Actions:
-    """The actions on one server. Pages may share it."""
+    """The actions on one server. Pages may share it. A method does nothing while another action runs."""
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
@@ -78,7 +88,7 @@ class Actions:
 
     @property
     def current(self) -> Action | None:
-        """The action under way."""
+        """The running action."""
         latest = self.latest
         return latest if latest and latest.outcome is None else None
 
@@ -89,37 +99,69 @@ class Actions:
         return (latest.number, latest.outcome is None) if latest else (0, False)
 
     def dismiss(self) -> None:
-        """Forgets how the last action ended."""
+        """Removes the outcome of the last action from the pages."""
         with self._lock:
             if not self.current:
                 self.latest = None
 
     def start(self) -> None:
-        self._begin("start", lambda action: torchserve_process.start(self._config, action.tell))
+        self._begin("start", lambda action: torchserve_process.start(self._config, action.report))
 
-    def stop(self, lets_finish: bool) -> None:
-        self._begin("stop", lambda action: self._stop(action, lets_finish))
+    def stop(self, drain_first: bool) -> None:
+        def act(action: Action) -> str:
+            if drain_first:
+                drain(self._config, self._management.describe, action.drain_policy(STOP_DRAIN_SECONDS))
+            action.report("Ending TorchServe and its workers")
+            torchserve_process.stop(self._config)
+            return "TorchServe has stopped; nothing of it is running any more."
+
+        self._begin("stop", act)
 
     def register(self, settings: ServingSettings, archive: str) -> None:
-        self._begin("register", lambda action: self._register(settings, archive))
+        def act(action: Action) -> str:
+            status = self._management.describe()
+            if status:
+                return f"Registered model: it already serves with {status.settings}. Press Apply to change that."
+            self._management.register(settings, archive)
+            return "Registered model"
+
+        self._begin("register", act)
 
     def unregister(self) -> None:
-        self._begin("unregister", self._unregister)
+        def act(action: Action) -> str:
+            self._management.unregister(action.drain_policy())
+            return "The model is unregistered and its workers have ended."
+
+        self._begin("unregister", act)
 
     def apply(self, settings: ServingSettings, archive: str) -> None:
-        self._begin("apply", lambda action: self._apply(action, settings, archive))
+        def act(action: Action) -> str:
+            self._management.apply(settings, archive, action.drain_policy())
+            return f"Applied {settings}."
+
+        self._begin("apply", act)
 
     def make_default(self, archive: str) -> None:
-        self._begin("make_default", lambda action: self._make_default(action, archive))
+        def act(action: Action) -> str:
+            self._management.make_default(archive, action.drain_policy())
+            default, *others = self._management.registered()
+            left = "".join(f" Version {each.version} still has requests: end it on the page later." for each in others)
+            return f"Version {default.version} is the default and answers.{left}"
+
+        self._begin("make_default", act)
 
     def end_version(self, version: str) -> None:
-        self._begin("end_version", lambda action: self._end_version(action, version))
+        def act(action: Action) -> str:
+            self._management.end_version(version, action.drain_policy())
+            return f"Version {version} has ended; its archive stays in the model store."
+
+        self._begin("end_version", act)
 
     def package(self) -> None:
-        self._begin("package", lambda action: package_demo(self._config, action.tell))
+        self._begin("package", lambda action: package_demo(self._config, action.report))
 
     def _begin(self, name: Name, act: Callable[[Action], str]) -> None:
-        """Does nothing while another action is under way, which every page shows."""
+        """`act` returns the sentence about its success."""
         with self._lock:
             if self.current:
                 return
@@ -127,50 +169,13 @@ class Actions:
             self.latest = Action(name, self._begun)
             threading.Thread(target=_perform, args=(self._config, self.latest, act), daemon=True).start()
 
-    def _stop(self, action: Action, lets_finish: bool) -> str:
-        if lets_finish:
-            drain_policy = DrainPolicy(STOP_SECONDS, action.hurry.is_set, action.tell)
-            drain(self._config, self._management.describe, drain_policy)
-        action.tell("Ending TorchServe and its workers")
-        torchserve_process.stop(self._config)
-        return "TorchServe has stopped; nothing of it is running any more."
-
-    def _register(self, settings: ServingSettings, archive: str) -> str:
-        status = self._management.describe()
-        if status:
-            return f"Registered model: it already serves with {status.settings}. Press Apply to change that."
-        self._management.register(settings, archive)
-        return "Registered model"
-
-    def _unregister(self, action: Action) -> str:
-        self._management.unregister(_patience(action))
-        return "The model is unregistered and its workers have ended."
-
-    def _apply(self, action: Action, settings: ServingSettings, archive: str) -> str:
-        self._management.apply(settings, archive, _patience(action))
-        return f"Applied {settings}."
-
-    def _make_default(self, action: Action, archive: str) -> str:
-        self._management.make_default(archive, _patience(action))
-        now, *others = self._management.registered()
-        left = "".join(f" Version {each.version} still has requests: end it on the page later." for each in others)
-        return f"Version {now.version} is the default and answers.{left}"
-
-    def _end_version(self, action: Action, version: str) -> str:
-        self._management.end_version(version, _patience(action))
-        return f"Version {version} has ended; its archive stays in the model store."
-
-
-def _patience(action: Action) -> DrainPolicy:
-    return DrainPolicy(is_cancelled=action.hurry.is_set, tell=action.tell)
-
 
 def _perform(config: ServerConfig, action: Action, act: Callable[[Action], str]) -> None:
     outcome = Outcome(False, "That ended with an error of this app: the terminal it runs in shows it.")
     try:
         outcome = Outcome(True, act(action))
     except TorchServeError as error:
-        log = torchserve_process.log_tail(config, LOG_LINES) if isinstance(error, StartFailed) else ""
+        log = log_tail(config, LOG_LINES) if isinstance(error, StartFailed) else ""
         outcome = Outcome(False, str(error), log, isinstance(error, ArchiveMissing))
     finally:
         action.outcome = outcome

@@ -1,6 +1,6 @@
-"""The autoscaler on the server app's page: on and off, its bounds, what it sees now, and what it decided and why.
+"""The autoscaler on the server app's page: its switch, its limits, its state, and its decisions with their reasons.
 
-What is shown comes from the autoscaler's own files, so it is the same in every tab and when the command line runs it.
+The page reads the autoscaler's files. So all tabs show the same, also when the command line has started it.
 """
 
 from __future__ import annotations
@@ -11,71 +11,59 @@ from typing import Any
 
 import streamlit as st
 
-from autoscaler.control import (
-    Entry,
-    Report,
-    owner,
-    read_policy,
-    read_report,
-    switch_off,
-    switch_on,
-    write_policy,
-)
+from apps.dashboard.serving_panel import set_widget
+from apps.dashboard.wording import counted
+from autoscaler.control import autoscaler_pid, switch_off, switch_on
 from autoscaler.policy import POLICY_BOUNDS, Policy
+from autoscaler.state_files import AutoscalerReport, LogEntry, read_policy, read_report, write_policy
 from torchserve_client.config import ServerConfig, TorchServeError
 from torchserve_client.management import ManagementClient
-from torchserve_client.process import find_server
+from torchserve_client.running_server import find_server
 
 REFRESH_SECONDS = 2
-LOG_HEIGHT = 300
+LOG_HEIGHT = 300  # pixels
 BADGES = {
     "on": ":green-badge[on]",
     "off": ":gray-badge[off]",
-    "up": ":blue-badge[:material/arrow_upward: {workers} workers]",
-    "down": ":blue-badge[:material/arrow_downward: {workers} workers]",
-    "held back": ":orange-badge[held back]",
+    "up": ":blue-badge[:material/arrow_upward: {workers}]",
+    "down": ":blue-badge[:material/arrow_downward: {workers}]",
+    "blocked": ":orange-badge[blocked]",
     "failed": ":red-badge[failed]",
     "waiting": ":gray-badge[note]",
 }
 
 
-def show_autoscaler(config: ServerConfig) -> None:
-    """Brought up to date every REFRESH_SECONDS; at most one request to TorchServe, and none while it is on."""
-    _live_autoscaler(config)
-
-
 @st.fragment(run_every=REFRESH_SECONDS, key="autoscaler")
-def _live_autoscaler(config: ServerConfig) -> None:
+def show_autoscaler(config: ServerConfig) -> None:
+    """Refreshes itself. Each refresh sends at most one request to TorchServe, and none while the autoscaler is on."""
     st.caption(
-        "Adds a worker while requests wait too long, and takes one away when it has been calm. "
-        "It is a program of its own: it goes on when this page is closed, and ends with TorchServe."
+        "Adds a worker while requests wait too long, and removes one after a calm time. "
+        "It is a separate program: it continues when this page is closed, and ends with TorchServe."
     )
     switch, state = st.empty(), st.empty()
-    _fulfil_wish(config, state)
+    _run_pending_switch(config, state)
     try:
-        pid, policy, report = owner(config), read_policy(config), read_report(config)
+        pid, policy, report = autoscaler_pid(config), read_policy(config), read_report(config)
         obstacle, note = ("", "") if pid else _before_switching_on(config)
     except TorchServeError as error:
         state.error(str(error), icon=":material/error:")
         return
-    _take_over("autoscaler_is_on", pid is not None)
-    switch.toggle("Autoscaler", key="autoscaler_is_on", on_change=_wish, disabled=bool(obstacle))
-    _show_state(state, pid, report, obstacle or note)
-    _show_bounds(config, policy)
+    set_widget("autoscaler_is_on", pid is not None)
+    switch.toggle("Autoscaler", key="autoscaler_is_on", on_change=_note_switch, disabled=bool(obstacle))
+    _show_sentence(state, pid, report, obstacle or note)
+    _show_limits(config, policy)
     st.markdown("**Decisions**")
     _show_log(report.log if report else ())
 
 
-# Wishes: a callback only notes what was pressed; the run after it acts, where the page can show that it takes time.
-
-
-def _wish() -> None:
-    st.session_state.autoscaler_wish = st.session_state.autoscaler_is_on
+def _note_switch() -> None:
+    """Only records the pending switch: a callback cannot show that the switch takes time, the next run can."""
+    st.session_state.autoscaler_pending = st.session_state.autoscaler_is_on
     st.session_state.autoscaler_failure = None
 
 
-def _fulfil_wish(config: ServerConfig, place: Any) -> None:
-    wants_on = st.session_state.pop("autoscaler_wish", None)
+def _run_pending_switch(config: ServerConfig, place: Any) -> None:
+    wants_on = st.session_state.pop("autoscaler_pending", None)
     if wants_on is None:
         return
     try:
@@ -85,11 +73,11 @@ def _fulfil_wish(config: ServerConfig, place: Any) -> None:
             else:
                 switch_off(config)
     except TorchServeError as error:
-        st.session_state.autoscaler_failure = owner(config), str(error)
+        st.session_state.autoscaler_failure = autoscaler_pid(config), str(error)
 
 
 def _before_switching_on(config: ServerConfig) -> tuple[str, str]:
-    """Why it cannot be switched on, "" if it can; and what switching it on will do to the model, "" for nothing."""
+    """Why the autoscaler cannot be switched on, and what switching it on changes; "" if there is nothing to say."""
     if find_server(config) is None:
         return "It can be switched on when TorchServe is running.", ""
     model = ManagementClient(config).describe()
@@ -103,12 +91,12 @@ def _before_switching_on(config: ServerConfig) -> tuple[str, str]:
     )
 
 
-def _show_state(place: Any, pid: int | None, report: Report | None, before: str) -> None:
+def _show_sentence(place: Any, pid: int | None, report: AutoscalerReport | None, before: str) -> None:
     failure = st.session_state.get("autoscaler_failure")
-    if failure and failure[0] == pid:  # else something has changed since, in this tab or elsewhere
+    if failure and failure[0] == pid:  # with another process id, the failure is out of date
         place.error(failure[1], icon=":material/error:")
     elif pid:
-        now = report.now if report and report.pid == pid else "Starting."
+        now = report.activity if report and report.pid == pid else "Starting."
         place.success(now, icon=":material/play_circle:")
     elif report and report.log and report.log[-1].kind not in ("off", "failed"):
         place.warning(f"Its process was ended from outside: switch it on again. {before}", icon=":material/warning:")
@@ -117,11 +105,11 @@ def _show_state(place: Any, pid: int | None, report: Report | None, before: str)
         place.info(f"{off} {before}", icon=":material/pause_circle:")
 
 
-def _show_bounds(config: ServerConfig, policy: Policy) -> None:
-    _take_over("autoscaler_workers", (policy.min_workers, policy.max_workers))
-    _take_over("autoscaler_wait", policy.max_wait_seconds)
-    _take_over("autoscaler_memory", policy.max_memory_percent)
-    _take_over("autoscaler_calm", policy.calm_seconds)
+def _show_limits(config: ServerConfig, policy: Policy) -> None:
+    set_widget("autoscaler_workers", (policy.min_workers, policy.max_workers))
+    set_widget("autoscaler_wait", policy.max_wait_seconds)
+    set_widget("autoscaler_memory", policy.max_memory_percent)
+    set_widget("autoscaler_calm", policy.calm_seconds)
     left, right = st.columns(2, gap="medium")
     with left:
         _slider(config, "Workers, from and to", "workers", "max_workers", 1, "%d")
@@ -132,44 +120,36 @@ def _show_bounds(config: ServerConfig, policy: Policy) -> None:
 
 
 def _slider(config: ServerConfig, label: str, name: str, bound: str, step: Any, format: str) -> None:
-    """Two handles where the session's value has two."""
+    """Has two handles if its value in the session is a pair."""
     kind, low, high = astuple(POLICY_BOUNDS[bound])
     key = f"autoscaler_{name}"
-    ends = kind(low), kind(high)
-    st.slider(label, *ends, step=step, format=format, key=key, on_change=_change_bounds, args=(config,))
+    st.slider(label, kind(low), kind(high), step=step, format=format, key=key, on_change=_save_limits, args=(config,))
 
 
-def _take_over(key: str, value: Any) -> None:
-    """What another tab or the command line chose. Set only if different, or a slider would jump while it is moved."""
-    if st.session_state.get(key) != value:
-        st.session_state[key] = value
-
-
-def _change_bounds(config: ServerConfig) -> None:
+def _save_limits(config: ServerConfig) -> None:
     low, high = st.session_state.autoscaler_workers
-    write_policy(
-        config,
-        replace(
-            read_policy(config),
-            min_workers=low,
-            max_workers=high,
-            max_memory_percent=st.session_state.autoscaler_memory,
-            max_wait_seconds=st.session_state.autoscaler_wait,
-            calm_seconds=st.session_state.autoscaler_calm,
-        ),
+    limits = replace(
+        read_policy(config),
+        min_workers=low,
+        max_workers=high,
+        max_memory_percent=st.session_state.autoscaler_memory,
+        max_wait_seconds=st.session_state.autoscaler_wait,
+        calm_seconds=st.session_state.autoscaler_calm,
     )
+    write_policy(config, limits)
 
 
-def _show_log(log: tuple[Entry, ...]) -> None:
+def _show_log(log: tuple[LogEntry, ...]) -> None:
     with st.container(height=LOG_HEIGHT, gap="xsmall", key="autoscaler_log"):
         if not log:
             st.caption("None yet.")
         for entry in reversed(log):
-            badge = BADGES[entry.kind].format(workers=entry.workers).replace(" 1 workers", " 1 worker")
-            st.markdown(f":small[:gray[{_when(entry.at)}] {badge} {entry.text}]")
+            badge = BADGES[entry.kind].format(workers=counted(entry.workers, "worker"))
+            st.markdown(f":small[:gray[{_local_time(entry.at)}] {badge} {entry.text}]")
 
 
-def _when(at: float) -> str:
+def _local_time(at: float) -> str:
+    """`at` is in seconds since the epoch. The date is left out today."""
     then = time.localtime(at)
     is_today = then[:3] == time.localtime()[:3]
     return time.strftime("%H:%M:%S" if is_today else "%d %b %H:%M", then)

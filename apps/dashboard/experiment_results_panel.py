@@ -1,6 +1,6 @@
-"""What experiments have measured, on the server app's page: charts, figures, comparisons, files to take away.
+"""The measurements of experiments on the server app's page: charts, figures, comparisons, downloads.
 
-Reads the kept records only; nothing here asks the server.
+Reads saved records only and sends no request to the server.
 """
 
 from __future__ import annotations
@@ -9,50 +9,52 @@ from collections.abc import Sequence
 
 import streamlit as st
 
+from apps.dashboard.wording import counted
 from experiments import charts, records
 from experiments.load_test import PERCENTILES
-from experiments.records import Point, Record
+from experiments.records import ExperimentRecord, MeasuredPoint
 from torchserve_client.config import ServerConfig, TorchServeError
 
-SPACE = "\N{NO-BREAK SPACE}"  # on a narrow page the table scrolls instead of breaking its figures
+SEPARATOR = "\N{NO-BREAK SPACE}/\N{NO-BREAK SPACE}"  # on a narrow page the table scrolls instead of breaking a cell
 
 
 def show_results(config: ServerConfig) -> None:
-    """The newest experiment, unless another is chosen."""
-    kept: dict[str, Record] = {}
-    for record_id in records.kept_ids(config):
+    """Draws the newest experiment, unless another one is chosen."""
+    saved: dict[str, ExperimentRecord] = {}
+    for record_id in records.record_ids(config):
         try:
-            kept[record_id] = _record(str(config.path), record_id, config)
+            saved[record_id] = _record(str(config.path), record_id, config)
         except TorchServeError as error:
             st.error(str(error), icon=":material/error:")
     st.subheader("Measured", anchor=False)
-    if not kept:
+    if not saved:
         st.caption("Nothing yet: what an experiment has measured is kept here.")
         return
-    newest = next(iter(kept))
-    if st.session_state.get("experiment_newest") != newest or st.session_state.get("experiment_shown") not in kept:
+    newest = next(iter(saved))
+    if st.session_state.get("experiment_newest") != newest or st.session_state.get("experiment_shown") not in saved:
         st.session_state.experiment_newest = st.session_state.experiment_shown = newest
-    shown = st.selectbox("Experiment", kept, key="experiment_shown", format_func=lambda each: kept[each].title)
-    record = kept[shown]
+    shown = st.selectbox("Experiment", saved, key="experiment_shown", format_func=lambda each: saved[each].title)
+    record = saved[shown]
     _show_ending(record)
-    others = [each for each in kept if each != shown and kept[each].plan.sweep == record.plan.sweep]
-    others = [each for each in others if kept[each].answered]
+    comparable = [
+        each for each in saved if each != shown and saved[each].plan.sweep == record.plan.sweep and saved[each].answered
+    ]
     compared: list[str] = []
-    if record.answered and others:
-        compared = st.multiselect(
-            "Compare with", others, key=f"experiment_compared_{shown}", format_func=lambda each: kept[each].title
-        )
-    _show_record(record, [kept[each] for each in compared])
-    _show_exports(config, [record, *(kept[each] for each in compared)])
+    if record.answered and comparable:
+        key = f"experiment_compared_{shown}"
+        compared = st.multiselect("Compare with", comparable, key=key, format_func=lambda each: saved[each].title)
+    others = [saved[each] for each in compared]
+    _show_record(record, others)
+    _show_exports(config, [record, *others])
 
 
-@st.cache_data(max_entries=records.KEPT)
-def _record(path: str, record_id: str, _config: ServerConfig) -> Record:
-    """Records never change once they are kept. Raises TorchServeError for a file that cannot be read."""
+@st.cache_data(max_entries=records.MAX_RECORDS)
+def _record(path: str, record_id: str, _config: ServerConfig) -> ExperimentRecord:
+    """A saved record never changes. Raises TorchServeError for a file that cannot be read."""
     return records.load(_config, record_id)
 
 
-def _show_ending(record: Record) -> None:
+def _show_ending(record: ExperimentRecord) -> None:
     done = f"{len(record.points)} of {record.plan.runs} runs were measured"
     if record.state == "failed":
         st.error(f"{record.reason} ({done}.)", icon=":material/error:")
@@ -65,11 +67,11 @@ def _show_ending(record: Record) -> None:
             st.warning(f"{name}: {counts}. The first reason: {point.first_error}", icon=":material/warning:")
     plan = record.plan
     otherwise = " otherwise" if plan.sweep else ""
-    size = f"{plan.requests} requests a run, {plan.max_tokens} tokens an answer"
+    size = f"{counted(plan.requests, 'request')} a run, {counted(plan.max_tokens, 'token')} an answer"
     st.caption(f"{record.model}, {record.base}{otherwise}. {size}.")
 
 
-def _show_record(record: Record, compared: Sequence[Record]) -> None:
+def _show_record(record: ExperimentRecord, compared: Sequence[ExperimentRecord]) -> None:
     points = record.answered
     if not points:
         why = "No request was answered" if record.points else "No run was measured to its end"
@@ -84,7 +86,7 @@ def _show_record(record: Record, compared: Sequence[Record]) -> None:
     _show_timeline(record)
 
 
-def _show_figures(point: Point) -> None:
+def _show_figures(point: MeasuredPoint) -> None:
     def median(time: str) -> str:
         return f"{point.summary[time]['p50']:,.0f} ms" if point.summary[time] else "–"
 
@@ -97,30 +99,24 @@ def _show_figures(point: Point) -> None:
         column.metric(label, figure, border=True)
 
 
-def _show_throughput(shown: Sequence[Record]) -> None:
+def _show_throughput(shown: Sequence[ExperimentRecord]) -> None:
     by_setting = shown[0].plan.sweep is not None
     by_clients = len({point.clients for record in shown for point in record.answered}) > 1
-    columns = st.columns(2) if by_setting and by_clients else [st.container(), st.container()]
     fastest = max(row["tokens_per_second"] for row in charts.throughput_rows(shown))
+    columns = iter(st.columns(2) if by_setting and by_clients else [st.container()])
     if by_setting:
-        with columns[0]:
+        with next(columns):
             st.markdown(f"**Tokens per second by {charts.axis_title(shown[0].plan).lower()}**")
-            st.altair_chart(
-                charts.throughput_by_setting(shown),
-                width="stretch",
-                alt=f"Bars: up to {fastest:.0f} tokens per second.",
-            )
+            alt = f"Bars: up to {fastest:.0f} tokens per second."
+            st.altair_chart(charts.throughput_by_setting(shown), width="stretch", alt=alt)
     if by_clients or not by_setting:
-        with columns[1]:
+        with next(columns):
             st.markdown("**Tokens per second by clients**")
-            st.altair_chart(
-                charts.throughput_by_clients(shown),
-                width="stretch",
-                alt=f"Lines: up to {fastest:.0f} tokens per second.",
-            )
+            alt = f"Lines: up to {fastest:.0f} tokens per second."
+            st.altair_chart(charts.throughput_by_clients(shown), width="stretch", alt=alt)
 
 
-def _show_times(record: Record) -> None:
+def _show_times(record: ExperimentRecord) -> None:
     points = record.answered
     clients = sorted({point.clients for point in points})
     if record.plan.sweep and len(clients) > 1:
@@ -132,19 +128,18 @@ def _show_times(record: Record) -> None:
             key=f"experiment_times_{record.id}",
         )
         points = tuple(point for point in points if point.clients == chosen)
-    for column, time in zip(st.columns(2), charts.TIMES, strict=True):
+    for column, (time, title) in zip(st.columns(2), charts.TIME_TITLES.items(), strict=True):
         with column:
-            st.markdown(f"**{charts.TIMES[time]}**")
+            st.markdown(f"**{title}**")
             rows = charts.time_rows(record.plan, points, time)
             if not rows:
                 st.caption("No answer had any text.")
                 continue
-            longest = max(row["ms"] for row in rows)
-            chart = charts.times(record.plan, points, time)
-            st.altair_chart(chart, width="stretch", alt=f"Lines of p50, p95 and p99: up to {longest:.0f} ms.")
+            alt = f"Lines of p50, p95 and p99: up to {max(row['ms'] for row in rows):.0f} ms."
+            st.altair_chart(charts.times(record.plan, points, time), width="stretch", alt=alt)
 
 
-def _show_table(shown: Sequence[Record]) -> None:
+def _show_table(shown: Sequence[ExperimentRecord]) -> None:
     rows = []
     for record in shown:
         when = {"Experiment": f"{record.started.astimezone():%d %b %H:%M:%S}"} if len(shown) > 1 else {}
@@ -152,10 +147,10 @@ def _show_table(shown: Sequence[Record]) -> None:
     st.table(rows, hide_index=True)
 
 
-def _table_row(record: Record, point: Point) -> dict[str, str]:
+def _table_row(record: ExperimentRecord, point: MeasuredPoint) -> dict[str, str]:
     def times(name: str) -> str:
         values = point.summary[name]
-        return f"{SPACE}/{SPACE}".join(f"{values[f'p{percent}']:,.0f}" for percent in PERCENTILES) if values else "–"
+        return SEPARATOR.join(f"{values[f'p{percent}']:,.0f}" for percent in PERCENTILES) if values else "–"
 
     step = {} if point.value is None else {charts.axis_title(record.plan): str(point.value)}
     percentiles = " / ".join(f"p{percent}" for percent in PERCENTILES)
@@ -168,26 +163,22 @@ def _table_row(record: Record, point: Point) -> dict[str, str]:
     }
 
 
-def _show_timeline(record: Record) -> None:
+def _show_timeline(record: ExperimentRecord) -> None:
     st.markdown("**The requests of a run, one below the other**")
     names = {record.plan.run_name(point.value, point.clients): point for point in reversed(record.answered)}
     name = next(iter(names))
     if len(names) > 1:
         name = st.selectbox("Run", names, key=f"experiment_run_{record.id}")
     point = names[name]
-    rows = charts.timeline_rows(point)
-    if rows:
-        st.altair_chart(
-            charts.timeline(point), width="stretch", alt=f"Bars of {len(point.samples)} requests over time."
-        )
-        st.caption(
-            "Queued: in TorchServe and in its worker. Reading: the prompt, up to the first token. Writing: the rest."
-        )
-    else:
-        st.caption("The server does not tell how long it read and wrote.")
+    if not charts.timeline_rows(point):
+        st.caption("The server does not report how long prefill and decode took.")
+        return
+    alt = f"Bars of {len(point.samples)} requests over time."
+    st.altair_chart(charts.timeline(point), width="stretch", alt=alt)
+    st.caption("Queued: in TorchServe and in its worker. Prefill: the prompt, up to the first token. Decode: the rest.")
 
 
-def _show_exports(config: ServerConfig, shown: Sequence[Record]) -> None:
+def _show_exports(config: ServerConfig, shown: Sequence[ExperimentRecord]) -> None:
     record = shown[0]
     with st.container(horizontal=True):
         st.download_button(
@@ -209,13 +200,13 @@ def _show_exports(config: ServerConfig, shown: Sequence[Record]) -> None:
             help="Everything that was measured, request by request.",
         )
         if st.button("Delete", key="experiment_delete"):
-            _ask_to_delete(config, record)
+            _confirm_deletion(config, record)
 
 
 @st.dialog("Delete this experiment?")
-def _ask_to_delete(config: ServerConfig, record: Record) -> None:
+def _confirm_deletion(config: ServerConfig, record: ExperimentRecord) -> None:
     st.write(record.title)
-    st.write("What it has measured is removed for good.")
+    st.write("Its measurements are removed for good.")
     if st.button("Delete for good", key="experiment_delete_sure", type="primary"):
         records.delete(config, record.id)
         st.rerun()

@@ -1,28 +1,31 @@
-"""The experiments on the server app's page: choose, watch, compare, take away.
+"""The experiments on the server app's page: the form, the progress, and what was measured.
 
-The page only asks and draws: an experiment runs in a thread of the app (experiments/background.py), whichever page is
-open, and what it has measured is in files. So a reload or a second tab shows the same.
+An experiment runs in a thread of the app (experiments/background.py) and its measurements are in files. So it continues
+when the page is closed, and a reload or a second tab shows the same.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import streamlit as st
 
 from apps.dashboard.experiment_results_panel import show_results
-from experiments.background import Background
+from apps.dashboard.wording import counted, duration
+from experiments.background import BackgroundExperiments
+from experiments.plan import BATCHINGS, MAX_VALUES, PLAN_BOUNDS, SWEEPS, Plan, values_from
 from experiments.prompts import PROMPT_SETS
-from experiments.records import BATCHINGS, MAX_VALUES, PLAN_BOUNDS, SWEEPS, Plan, values_from
-from experiments.restore import forget, is_running, left_behind
-from experiments.run import Progress
+from experiments.restore import discard_restore_note, is_running, unrestored_setup
+from experiments.run import ExperimentProgress
 from llama_cpp_worker.sampling_params import InvalidParameter
 from torchserve_client.config import ServerConfig, TorchServeError
 
-WATCH_SECONDS = 1  # while an experiment runs
-LOOK_SECONDS = 5  # whether another page or program has started one
+PROGRESS_REFRESH_SECONDS = 1
+IDLE_REFRESH_SECONDS = 5  # another page or program may start an experiment
 
-AS_IT_IS = "Nothing"
-VARIED = {**SWEEPS, AS_IT_IS: AS_IT_IS}
-VALUES = {"batch_size": "1, 4, 8", "max_batch_delay_ms": "0, 100, 500", "workers": "1, 2"}
+NO_SWEEP = "Nothing"
+SWEEP_CHOICES = {**SWEEPS, NO_SWEEP: NO_SWEEP}
+DEFAULT_VALUES = {"batch_size": "1, 4, 8", "max_batch_delay_ms": "0, 100, 500", "workers": "1, 2"}
 LABELS = {
     "clients": "Clients",
     "requests": "Requests of each run",
@@ -32,7 +35,7 @@ LABELS = {
 
 
 def show_experiments(config: ServerConfig) -> None:
-    """The whole of it: the form or the progress, and what was measured."""
+    """Draws the form, the progress of a running experiment, and the measurements."""
     background = _background(str(config.path), config)
     st.caption(
         "Simultaneous requests, measured while one setting varies. Meanwhile the chat is slower, and refused "
@@ -40,24 +43,24 @@ def show_experiments(config: ServerConfig) -> None:
         "cancel."
     )
     is_busy = background.is_running or is_running(config)
-    _show_left_behind(config, background)
+    _show_unrestored(config, background)
     _show_form(background, is_disabled=is_busy)
-    watch = st.fragment(_watch, run_every=WATCH_SECONDS if is_busy else LOOK_SECONDS, key="experiment_watch")
-    watch(config, background, is_busy)
+    every = PROGRESS_REFRESH_SECONDS if is_busy else IDLE_REFRESH_SECONDS
+    st.fragment(_show_progress, run_every=every, key="experiment_watch")(config, background, is_busy)
     if background.problem and not is_busy:
         st.error(str(background.problem), icon=":material/error:")
     show_results(config)
 
 
 @st.cache_resource
-def _background(path: str, _config: ServerConfig) -> Background:
-    """One for each server, for all pages."""
-    return Background(_config)
+def _background(path: str, _config: ServerConfig) -> BackgroundExperiments:
+    """All pages of a server share it."""
+    return BackgroundExperiments(_config)
 
 
-def _show_left_behind(config: ServerConfig, background: Background) -> None:
+def _show_unrestored(config: ServerConfig, background: BackgroundExperiments) -> None:
     try:
-        setup = left_behind(config)
+        setup = unrestored_setup(config)
     except TorchServeError as error:
         st.error(str(error), icon=":material/error:")
         return
@@ -68,79 +71,60 @@ def _show_left_behind(config: ServerConfig, background: Background) -> None:
         icon=":material/history:",
     )
     with st.container(horizontal=True):
-        st.button("Put back", key="experiment_put_back", type="primary", on_click=background.put_back)
-        st.button("Keep the current settings", key="experiment_forget", on_click=forget, args=(config,))
+        st.button("Put back", key="experiment_put_back", type="primary", on_click=background.restore_setup)
+        st.button("Keep the current settings", key="experiment_forget", on_click=discard_restore_note, args=(config,))
 
 
-# What to do, and its progress.
-
-
-def _show_form(background: Background, is_disabled: bool) -> None:
+def _show_form(background: BackgroundExperiments, is_disabled: bool) -> None:
+    options: dict[str, Any] = {"persist_state": "session", "disabled": is_disabled}
     left, right = st.columns(2)
     sweep = left.selectbox(
         "Vary",
-        VARIED,
+        SWEEP_CHOICES,
         key="experiment_sweep",
-        persist_state="session",
-        format_func=VARIED.__getitem__,
-        disabled=is_disabled,
+        format_func=SWEEP_CHOICES.__getitem__,
         help="The server's setting to try several values of. Everything else stays as it is now.",
+        **options,
     )
     values = ""
     if sweep == "batching":
         values = ", ".join(BATCHINGS)
         right.text_input("Values", values, key="experiment_values_batching", disabled=True, help="With one worker.")
-    elif sweep != AS_IT_IS:
+    elif sweep != NO_SWEEP:
         values = right.text_input(
             "Values",
-            VALUES[sweep],
+            DEFAULT_VALUES[sweep],
             key=f"experiment_values_{sweep}",
-            persist_state="session",
-            disabled=is_disabled,
             help=f"Up to {MAX_VALUES}, with commas between them. For each of them the model is loaded again.",
+            **options,
         )
     left, right = st.columns(2)
     prompts = left.selectbox(
-        "Prompts",
-        PROMPT_SETS,
-        key="experiment_prompts",
-        persist_state="session",
-        format_func=PROMPT_SETS.__getitem__,
-        disabled=is_disabled,
+        "Prompts", PROMPT_SETS, key="experiment_prompts", format_func=PROMPT_SETS.__getitem__, **options
     )
     clients = right.text_input(
         "Clients",
         "8",
         key="experiment_clients",
-        persist_state="session",
-        disabled=is_disabled,
-        help="People who ask at once: each sends its next request when the last one is answered. "
+        help="People who send requests at once: each sends the next request when the last one is answered. "
         "Several numbers, like 1, 4, 8, are tried one after the other.",
+        **options,
     )
     left, right = st.columns(2)
     requests = left.number_input(
-        LABELS["requests"],
-        int(PLAN_BOUNDS["requests"].low),
-        int(PLAN_BOUNDS["requests"].high),
-        16,
-        key="experiment_requests",
-        persist_state="session",
-        disabled=is_disabled,
-        help="All clients' together.",
+        LABELS["requests"], *_bounds("requests"), 16, key="experiment_requests", help="Of all clients.", **options
     )
     max_tokens = right.number_input(
         "Answer length, tokens",
-        int(PLAN_BOUNDS["max_tokens"].low),
-        int(PLAN_BOUNDS["max_tokens"].high),
+        *_bounds("max_tokens"),
         32,
         key="experiment_max_tokens",
-        persist_state="session",
-        disabled=is_disabled,
-        help="Every answer has exactly that many, so that runs can be compared.",
+        help="Every answer has exactly this length, so that runs can be compared.",
+        **options,
     )
     plan = None
     try:
-        plan = _plan("" if sweep == AS_IT_IS else sweep, values, clients, requests, prompts, max_tokens)
+        plan = _plan("" if sweep == NO_SWEEP else sweep, values, clients, requests, prompts, max_tokens)
         st.caption(_effort(plan))
     except InvalidParameter as error:
         st.error(f"{LABELS.get(error.name, error.name)}: {error.problem}.", icon=":material/error:")
@@ -152,6 +136,10 @@ def _show_form(background: Background, is_disabled: bool) -> None:
         on_click=background.start,
         args=(plan,),
     )
+
+
+def _bounds(name: str) -> tuple[int, int]:
+    return int(PLAN_BOUNDS[name].low), int(PLAN_BOUNDS[name].high)
 
 
 def _plan(sweep: str, values: str, clients: str, requests: int, prompts: str, max_tokens: int) -> Plan:
@@ -170,11 +158,12 @@ def _plan(sweep: str, values: str, clients: str, requests: int, prompts: str, ma
 def _effort(plan: Plan) -> str:
     requests = plan.runs * plan.requests
     loads = f" The model is loaded up to {len(plan.values) + 1} times." if plan.sweep else ""
-    runs = "1 run" if plan.runs == 1 else f"{plan.runs} runs"
-    return f"{runs}, {requests:,} requests, {requests * plan.max_tokens:,} tokens to write.{loads}"
+    tokens = requests * plan.max_tokens
+    return f"{counted(plan.runs, 'run')}, {counted(requests, 'request')}, {tokens:,} tokens to generate.{loads}"
 
 
-def _watch(config: ServerConfig, background: Background, was_busy: bool) -> None:
+def _show_progress(config: ServerConfig, background: BackgroundExperiments, was_busy: bool) -> None:
+    """Redraws the whole page when an experiment has started or ended."""
     if (background.is_running or is_running(config)) != was_busy:
         st.rerun()
     if not was_busy:
@@ -184,19 +173,15 @@ def _watch(config: ServerConfig, background: Background, was_busy: bool) -> None
         return
     progress = background.progress
     answered = progress.answered / progress.requests if progress and progress.requests else 0.0
-    st.progress(answered, _described(progress, background.is_cancelled))
+    st.progress(answered, _progress_text(progress, background.is_cancelled))
     st.button("Cancel", key="experiment_cancel", on_click=background.cancel, disabled=not background.can_cancel)
 
 
-def _described(progress: Progress | None, is_cancelled: bool) -> str:
+def _progress_text(progress: ExperimentProgress | None, is_cancelled: bool) -> str:
     parts = ["Cancelled"] if is_cancelled else []
-    parts.append(progress.doing if progress else "Preparing")
+    parts.append(progress.activity if progress else "Preparing")
     if progress and progress.requests and not is_cancelled:
         parts.append(f"{progress.answered:,} of {progress.requests:,} requests answered")
         if progress.seconds_left is not None:
-            parts.append(f"about {_duration(progress.seconds_left)} left")
+            parts.append(f"about {duration(progress.seconds_left)} left")
     return " · ".join(parts)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

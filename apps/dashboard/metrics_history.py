@@ -1,7 +1,7 @@
-"""The last minutes of a server's metrics, for as many viewers as there are: one poll serves them all.
+"""The last minutes of a server's metrics, for any number of viewers: one poll serves all of them.
 
-Knows no page. Threads: viewers may call poll() and points() at the same time; TorchServe is asked in a thread of its
-own, the only one that writes, and never in two.
+Knows nothing of Streamlit. Threads: viewers may call poll() and points() at the same time. A separate thread sends the
+requests to TorchServe and writes the points; there is never more than one such thread.
 """
 
 from __future__ import annotations
@@ -11,32 +11,23 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
+from torchserve_client import metrics
 from torchserve_client.config import ServerConfig, TorchServeError
 from torchserve_client.management import ManagementClient
-from torchserve_client.metrics import (
-    ARRIVED,
-    FIRST_TOKEN,
-    Snapshot,
-    cpu_percent,
-    mean,
-    percentile,
-    rate,
-    scrape,
-)
 
 POLL_SECONDS = 2.0
-PATIENCE_SECONDS = 0.3
-EARLY_SECONDS = 0.1  # a viewer's timer may be that early
+MAX_POLL_WAIT_SECONDS = 0.3
+EARLY_SECONDS = 0.1  # a viewer's timer may fire this early
 HISTORY_SECONDS = 300
-WINDOW_SECONDS = 30  # a time to first token is known when the answer has ended; in 2 s there are few of them
+WINDOW_SECONDS = 30  # for times to first token: too few answers end within one poll
 HISTORY_POINTS = int(HISTORY_SECONDS / POLL_SECONDS)
 WINDOW_POINTS = int(WINDOW_SECONDS / POLL_SECONDS)
-GAP_SECONDS = 3 * POLL_SECONDS  # nobody looked for longer than that: what happened meanwhile is not shown
+GAP_SECONDS = 3 * POLL_SECONDS  # after a longer time without viewers, the time between is not shown
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessUse:
-    """cpu_percent: of one core since the point before; None for a process that was not there then."""
+    """cpu_percent: of one core since the previous point; None for a process that is new since then."""
 
     worker: str
     cpu_percent: float | None
@@ -44,12 +35,12 @@ class ProcessUse:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """One moment, `at` in seconds since the epoch. Rates are since the point before.
+class MetricsPoint:
+    """The metrics at one moment, `at` in seconds since the epoch. Rates are since the previous point.
 
-    first_token_ms and first_token_p95_ms: of the answers that ended in the last WINDOW_SECONDS, from the request's
-    arrival in its worker; None without any.
-    queued: requests in TorchServe's queue, which comes before the workers.
+    first_token_ms and first_token_p95_ms: from the arrival of a request in its worker, over the answers that ended in
+    the last WINDOW_SECONDS; None without such an answer. A worker counts an answer only at its end.
+    queued: requests in TorchServe's queue, which have not reached a worker.
     """
 
     at: float
@@ -66,43 +57,44 @@ class Point:
 
 
 class MetricsHistory:
-    """At most HISTORY_SECONDS of points; `problem` says why there is no newer one, "" where all is well."""
+    """The points of the last HISTORY_SECONDS; `problem` says why the last poll failed, "" if it did not."""
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._management = ManagementClient(config)
         self._lock = threading.Lock()
-        self._points: deque[Point] = deque(maxlen=HISTORY_POINTS)
-        self._snapshots: deque[Snapshot] = deque(maxlen=WINDOW_POINTS + 1)
+        self._points: deque[MetricsPoint] = deque(maxlen=HISTORY_POINTS)
+        self._snapshots: deque[metrics.MetricsSnapshot] = deque(maxlen=WINDOW_POINTS + 1)
         self._polled_at = float("-inf")
         self._poll: threading.Thread | None = None
         self._arrived_when_empty: float | None = None
         self.problem = ""
 
-    def points(self) -> list[Point]:
+    def points(self) -> list[MetricsPoint]:
         oldest = time.time() - HISTORY_SECONDS
         return [point for point in list(self._points) if point.at >= oldest]
 
     @property
-    def is_asking(self) -> bool:
+    def is_polling(self) -> bool:
         return self._poll is not None and self._poll.is_alive()
 
     def poll(self) -> None:
-        """Has a point added, unless somebody has just done so; what TorchServe does not tell becomes `problem`.
+        """Adds a point, unless a viewer has done so within POLL_SECONDS. A failure becomes `problem`.
 
-        Returns when it is there, or after PATIENCE_SECONDS: a busy TorchServe does not hold up the page.
+        Returns when the point is added, at the latest after MAX_POLL_WAIT_SECONDS: a slow TorchServe does not block
+        the page.
         """
         with self._lock:
             is_due = time.monotonic() >= self._polled_at + POLL_SECONDS - EARLY_SECONDS
-            if is_due and not self.is_asking:
+            if is_due and not self.is_polling:
                 self._polled_at = time.monotonic()
-                self._poll = threading.Thread(target=self._ask, daemon=True)
+                self._poll = threading.Thread(target=self._try_to_add_point, daemon=True)
                 self._poll.start()
             poll = self._poll
         if poll:
-            poll.join(PATIENCE_SECONDS)
+            poll.join(MAX_POLL_WAIT_SECONDS)
 
-    def _ask(self) -> None:
+    def _try_to_add_point(self) -> None:
         try:
             self._add_point()
             self.problem = ""
@@ -111,20 +103,22 @@ class MetricsHistory:
             self.problem = str(error)
 
     def _add_point(self) -> None:
-        snapshot = scrape(self._config)
+        snapshot = metrics.scrape(self._config)
         if self._snapshots and snapshot.at - self._snapshots[-1].at > GAP_SECONDS:
             self._snapshots.clear()
         if self._snapshots:
             self._points.append(self._point(self._snapshots[0], self._snapshots[-1], snapshot))
         self._snapshots.append(snapshot)
 
-    def _point(self, window: Snapshot, before: Snapshot, now: Snapshot) -> Point:
-        first_token = mean(window, now, FIRST_TOKEN)
-        first_token_p95 = percentile(window, now, FIRST_TOKEN, 95)
-        return Point(
+    def _point(
+        self, window: metrics.MetricsSnapshot, before: metrics.MetricsSnapshot, now: metrics.MetricsSnapshot
+    ) -> MetricsPoint:
+        first_token = metrics.mean(window, now, metrics.FIRST_TOKEN)
+        first_token_p95 = metrics.percentile(window, now, metrics.FIRST_TOKEN, 95)
+        return MetricsPoint(
             at=now.at,
-            tokens_per_second=rate(before, now, "llamacpp_completion_tokens_total"),
-            prompt_tokens_per_second=rate(before, now, "llamacpp_prompt_tokens_total"),
+            tokens_per_second=metrics.rate(before, now, "llamacpp_completion_tokens_total"),
+            prompt_tokens_per_second=metrics.rate(before, now, "llamacpp_prompt_tokens_total"),
             first_token_ms=None if first_token is None else 1000 * first_token,
             first_token_p95_ms=None if first_token_p95 is None else 1000 * first_token_p95,
             queued=self._queued(now),
@@ -133,14 +127,14 @@ class MetricsHistory:
             cache_tokens=int(now.gauge_sum("llamacpp_cache_tokens")),
             cache_capacity_tokens=int(now.gauge_sum("llamacpp_cache_capacity_tokens")),
             processes=tuple(
-                ProcessUse(process.worker, cpu_percent(before, now, process), process.memory_bytes)
+                ProcessUse(process.worker, metrics.cpu_percent(before, now, process), process.memory_bytes)
                 for process in now.processes
             ),
         )
 
-    def _queued(self, now: Snapshot) -> int:
-        """Asks only if a request has arrived since the queue was last seen empty, so an idle server is not asked."""
-        arrived = now.total(ARRIVED)
+    def _queued(self, now: metrics.MetricsSnapshot) -> int:
+        """Sends a request only if one has arrived since the queue was last empty, so an idle server gets none."""
+        arrived = now.total(metrics.ARRIVED)
         if arrived == self._arrived_when_empty:
             return 0
         model = self._management.describe()

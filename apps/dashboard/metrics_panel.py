@@ -1,177 +1,164 @@
-"""The server's metrics as live charts, for the server app. Draws what apps/dashboard/metrics_history.py has gathered."""
+"""The server's metrics as live charts on the server app's page. apps/dashboard/metrics_history.py collects them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import altair as alt
 import streamlit as st
 
-from apps.dashboard.metrics_history import GAP_SECONDS, HISTORY_SECONDS, POLL_SECONDS, MetricsHistory, Point, ProcessUse
+from apps.dashboard.metrics_history import GAP_SECONDS, HISTORY_SECONDS, POLL_SECONDS, MetricsHistory, MetricsPoint
+from apps.dashboard.wording import megabytes
 from torchserve_client.config import ServerConfig
 
-CHART_HEIGHT = 200
-AXIS_WIDTH = 44  # pixels for the numbers of every chart, so that longer ones do not move it
+CHART_HEIGHT = 200  # pixels
+AXIS_WIDTH = 44  # pixels; fixed, so that longer numbers do not move the chart
 
-# Told apart on white and on black, also by people who do not see red and green.
+# These colors differ on white and on black, also for people who cannot distinguish red and green.
 GREEN, ORANGE, GRAY = "#2a9d82", "#e08a1e", "#8c9a97"
-PROCESS_COLORS = [GRAY, GREEN, ORANGE, "#4a7fd4", "#b55fc0"]  # TorchServe first, then its workers
-
-Values = Callable[[Point], dict[str, float | None]]  # what a chart shows of a point: a value for each line
+PROCESS_COLORS = (GRAY, GREEN, ORANGE, "#4a7fd4", "#b55fc0")  # TorchServe first, then its workers
 
 
-def show_metrics(config: ServerConfig) -> None:
-    """The charts, brought up to date every POLL_SECONDS by whoever has them open."""
-    _live_charts(config)
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one chart shows of one point: a value for each line, and a summary for the chart's title row."""
+
+    lines: dict[str, float | None]
+    summary: str
 
 
 @st.cache_resource
 def _history(_config: ServerConfig, path: str) -> MetricsHistory:
-    """Shared by all pages and tabs, and not lost by a reload."""
+    """All pages and tabs share it, so a reload does not lose it."""
     return MetricsHistory(_config)
 
 
 @st.fragment(run_every=POLL_SECONDS, key="metrics")
-def _live_charts(config: ServerConfig) -> None:
+def show_metrics(config: ServerConfig) -> None:
+    """Draws the charts and refreshes them every POLL_SECONDS."""
     history = _history(config, str(config.path))
     history.poll()
     points = history.points()
-    last = points[-1] if points and not history.problem else None
-    if history.problem:
-        st.caption(f":orange[:material/warning:] {history.problem}")
-    else:
+    is_current = not history.problem
+    if is_current:
         st.caption(f"The last {HISTORY_SECONDS // 60} minutes, every {POLL_SECONDS:.0f} s while a page shows them.")
+    else:
+        st.caption(f":orange[:material/warning:] {history.problem}")
     left, right = st.columns(2, gap="medium")
     with left:
-        _chart("Tokens per second", _speed_now(last), points, _speed, [GREEN, GRAY])
-        _chart("Requests", _requests_now(last), points, _requests, [GREEN, ORANGE, GRAY])
-        _chart("CPU by process, % of one core", _cpu_now(last), points, _cpu, PROCESS_COLORS)
+        _chart("Tokens per second", _speed, points, is_current, (GREEN, GRAY))
+        _chart("Requests", _requests, points, is_current, (GREEN, ORANGE, GRAY))
+        _chart("CPU by process, % of one core", _cpu, points, is_current, PROCESS_COLORS)
     with right:
-        _chart("Time to first token, ms", _first_token_now(last), points, _first_token, [GREEN, ORANGE])
-        _chart("KV cache, % of its tokens", _cache_now(last), points, _cache, [GREEN], high=100)
-        _chart("Memory by process, MB", _memory_now(last), points, _memory, PROCESS_COLORS)
+        _chart("Time to first token, ms", _first_token, points, is_current, (GREEN, ORANGE))
+        _chart("KV cache, % of its tokens", _cache, points, is_current, (GREEN,), highest=100)
+        _chart("Memory by process, MB", _memory, points, is_current, PROCESS_COLORS)
 
 
-def _speed(point: Point) -> dict[str, float | None]:
-    return {"generated": point.tokens_per_second, "prompt": point.prompt_tokens_per_second}
+def _speed(point: MetricsPoint) -> Reading:
+    lines: dict[str, float | None] = {"generated": point.tokens_per_second, "prompt": point.prompt_tokens_per_second}
+    return Reading(lines, f"{point.tokens_per_second:.0f} tokens/s")
 
 
-def _speed_now(point: Point | None) -> str:
-    return f"{point.tokens_per_second:.0f} tokens/s" if point else ""
+def _first_token(point: MetricsPoint) -> Reading:
+    summary = "" if point.first_token_ms is None else f"{point.first_token_ms:,.0f} ms"
+    return Reading({"mean": point.first_token_ms, "95th percentile": point.first_token_p95_ms}, summary)
 
 
-def _first_token(point: Point) -> dict[str, float | None]:
-    return {"mean": point.first_token_ms, "95th percentile": point.first_token_p95_ms}
+def _requests(point: MetricsPoint) -> Reading:
+    lines: dict[str, float | None] = {
+        "in a slot": point.slots_busy,
+        "in the queue": point.queued,
+        "slots": point.slots,
+    }
+    return Reading(lines, f"{point.slots_busy} of {point.slots} slots busy, {point.queued} queued")
 
 
-def _first_token_now(point: Point | None) -> str:
-    return f"{point.first_token_ms:,.0f} ms" if point and point.first_token_ms is not None else ""
+def _cache(point: MetricsPoint) -> Reading:
+    used, capacity = point.cache_tokens, point.cache_capacity_tokens
+    return Reading({"used": 100 * used / capacity if capacity else None}, f"{used:,} of {capacity:,} tokens")
 
 
-def _requests(point: Point) -> dict[str, float | None]:
-    return {"in a slot": point.slots_busy, "in the queue": point.queued, "slots": point.slots}
+def _cpu(point: MetricsPoint) -> Reading:
+    lines = {process.worker or "TorchServe": process.cpu_percent for process in point.processes}
+    return Reading(lines, f"{sum(percent or 0 for percent in lines.values()):.0f} %")
 
 
-def _requests_now(point: Point | None) -> str:
-    return f"{point.slots_busy} of {point.slots} slots busy, {point.queued} queued" if point else ""
-
-
-def _cache(point: Point) -> dict[str, float | None]:
-    return {"used": 100 * point.cache_tokens / point.cache_capacity_tokens if point.cache_capacity_tokens else None}
-
-
-def _cache_now(point: Point | None) -> str:
-    return f"{point.cache_tokens:,} of {point.cache_capacity_tokens:,} tokens" if point else ""
-
-
-def _cpu(point: Point) -> dict[str, float | None]:
-    return {_name(process): process.cpu_percent for process in point.processes}
-
-
-def _cpu_now(point: Point | None) -> str:
-    return f"{sum(process.cpu_percent or 0 for process in point.processes):.0f} %" if point else ""
-
-
-def _memory(point: Point) -> dict[str, float | None]:
-    return {_name(process): process.memory_bytes / 2**20 for process in point.processes}
-
-
-def _memory_now(point: Point | None) -> str:
-    return f"{sum(process.memory_bytes for process in point.processes) / 2**20:,.0f} MB" if point else ""
-
-
-def _name(process: ProcessUse) -> str:
-    return process.worker or "TorchServe"
+def _memory(point: MetricsPoint) -> Reading:
+    lines: dict[str, float | None] = {
+        process.worker or "TorchServe": process.memory_bytes / 2**20 for process in point.processes
+    }
+    return Reading(lines, megabytes(sum(process.memory_bytes for process in point.processes)))
 
 
 def _chart(
-    title: str, now: str, points: list[Point], values: Values, colors: list[str], high: float | None = None
+    title: str,
+    read: Callable[[MetricsPoint], Reading],
+    points: list[MetricsPoint],
+    is_current: bool,
+    colors: tuple[str, ...],
+    highest: float | None = None,
 ) -> None:
+    """The title row shows the summary of the last point if the metrics are current."""
+    readings = [(point.at, read(point)) for point in points]
+    summary = readings[-1][1].summary if readings and is_current else ""
     with st.container(gap=None):
         with st.container(
             horizontal=True, horizontal_alignment="distribute", vertical_alignment="center", gap="xsmall"
         ):
             st.markdown(f"**{title}**", width="content")
-            st.caption(now or "&nbsp;", width="content")
-        st.vega_lite_chart(_columns(points, values), _spec(colors, high), height=CHART_HEIGHT, key=f"chart of {title}")
+            st.caption(summary or "&nbsp;", width="content")
+        columns = _columns([(at, reading.lines) for at, reading in readings])
+        st.vega_lite_chart(columns, _spec(colors, highest), height=CHART_HEIGHT, key=f"chart of {title}")
 
 
-def _columns(points: list[Point], values: Values) -> dict[str, list[Any]]:
-    """One row for each line and point; `piece` grows where a line is interrupted."""
+def _columns(moments: list[tuple[float, dict[str, float | None]]]) -> dict[str, list[Any]]:
+    """One row for each line and moment. After a gap a line continues as a new piece."""
     columns: dict[str, list[Any]] = {"seconds": [], "line": [], "value": [], "piece": []}
     now = time.time()
-    seen_at: dict[str, float] = {}
+    last_at: dict[str, float] = {}
     pieces: dict[str, int] = {}
-    for point in points:
-        for line, value in values(point).items():
+    for at, lines in moments:
+        for line, value in lines.items():
             if value is None:
                 continue
-            if point.at - seen_at.get(line, point.at) > GAP_SECONDS:
+            if at - last_at.get(line, at) > GAP_SECONDS:
                 pieces[line] = pieces.get(line, 0) + 1
-            seen_at[line] = point.at
-            row = (round(point.at - now, 1), line, round(value, 1), pieces.get(line, 0))
+            last_at[line] = at
+            row = (round(at - now, 1), line, round(value, 1), pieces.get(line, 0))
             for column, item in zip(columns.values(), row, strict=True):
                 column.append(item)
     return columns
 
 
-def _spec(colors: list[str], high: float | None) -> dict[str, Any]:
-    """Only the data changes from poll to poll: with an equal specification the browser keeps the chart it has."""
+@st.cache_data
+def _spec(colors: tuple[str, ...], highest: float | None) -> dict[str, Any]:
+    """A chart without data. The browser keeps the chart of the last poll only if its specification is equal."""
     minutes = HISTORY_SECONDS // 60
-    ticks = [-60 * minute for minute in range(minutes, -1, -1)]
-    return {
-        "mark": {"type": "line", "strokeWidth": 2, "interpolate": "linear", "clip": True},
-        "encoding": {
-            "x": {
-                "field": "seconds",
-                "type": "quantitative",
-                "scale": {"domain": [-HISTORY_SECONDS, 0], "nice": False},
-                "axis": {
-                    "title": None,
-                    "values": ticks,
-                    "labelExpr": "datum.value == 0 ? 'now' : -datum.value / 60 + ' min'",
-                    "labelFlush": True,
-                    "grid": False,
-                },
-            },
-            "y": {
-                "field": "value",
-                "type": "quantitative",
-                "scale": {"domain": [0, high]} if high else {"zero": True, "nice": 4},
-                "axis": {"title": None, "tickCount": 4, "minExtent": AXIS_WIDTH, "maxExtent": AXIS_WIDTH},
-            },
-            "color": {
-                "field": "line",
-                "type": "nominal",
-                "sort": None,
-                "scale": {"range": colors},
-                "legend": {"orient": "top", "title": None, "offset": 4, "padding": 0, "symbolType": "stroke"},
-            },
-            "detail": {"field": "piece", "type": "nominal"},
-            "tooltip": [
-                {"field": "line", "type": "nominal", "title": "line"},
-                {"field": "value", "type": "quantitative", "title": "value", "format": ",.1f"},
-            ],
-        },
-    }
+    time_axis = alt.Axis(
+        title=None,
+        values=[-60 * minute for minute in range(minutes, -1, -1)],
+        labelExpr="datum.value == 0 ? 'now' : -datum.value / 60 + ' min'",
+        labelFlush=True,
+        grid=False,
+    )
+    value_axis = alt.Axis(title=None, tickCount=4, minExtent=AXIS_WIDTH, maxExtent=AXIS_WIDTH)
+    value_scale = alt.Scale(domain=[0, highest]) if highest else alt.Scale(zero=True, nice=4)
+    legend = alt.Legend(orient="top", title=None, offset=4, padding=0, symbolType="stroke")
+    chart = (
+        alt.Chart()
+        .mark_line(strokeWidth=2, interpolate="linear", clip=True)
+        .encode(
+            x=alt.X("seconds:Q", scale=alt.Scale(domain=[-HISTORY_SECONDS, 0], nice=False), axis=time_axis),
+            y=alt.Y("value:Q", scale=value_scale, axis=value_axis),
+            color=alt.Color("line:N", sort=None, scale=alt.Scale(range=list(colors)), legend=legend),
+            detail="piece:N",
+            tooltip=[alt.Tooltip("line:N", title="line"), alt.Tooltip("value:Q", title="value", format=",.1f")],
+        )
+    )
+    spec: dict[str, Any] = chart.to_dict()
+    del spec["config"]  # Altair's default sizes
+    return spec

@@ -1,12 +1,13 @@
-"""What the three settings cost, each as a sentence for people. Knows nothing of Streamlit and asks nobody.
+"""What each of the three serving settings costs, as a sentence. Knows nothing of Streamlit and sends no request.
 
-Memory is measured where a worker runs, else it is the least that the model's file shows.
+The memory of a running worker is measured. Without one, the size of the model's file gives a lower bound.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from apps.dashboard.wording import megabytes
 from torchserve_client.status import ModelStatus, ServingSettings
 
 WORKER_BYTES = 300 * 2**20  # a worker without a model: Python, torch, TorchServe (measured: 230 to 300 MB)
@@ -14,9 +15,9 @@ WORKER_BYTES = 300 * 2**20  # a worker without a model: Python, torch, TorchServ
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """A worker's memory: `fixed_bytes`, and `slot_bytes` more for each of the requests it answers together.
+    """A worker's memory: `fixed_bytes`, and `slot_bytes` for each slot.
 
-    is_measured: whether a running worker showed it; else the requests' share is not known and 0.
+    is_measured: whether it comes from a running worker. Otherwise the size of a slot is unknown and 0.
     """
 
     fixed_bytes: int
@@ -28,7 +29,7 @@ class Memory:
 
 
 def worker_memory(status: ModelStatus | None, model_bytes: int | None) -> Memory:
-    """From the largest ready worker of `status` and the size of the model's file, where they are known."""
+    """Derived from the largest ready worker of `status` and the size of the model's file, if they are known."""
     fixed = WORKER_BYTES + (model_bytes or 0)
     measured = max((worker.memory_bytes for worker in status.workers if worker.is_ready), default=0) if status else 0
     if not status or not measured:
@@ -38,36 +39,32 @@ def worker_memory(status: ModelStatus | None, model_bytes: int | None) -> Memory
 
 
 def workers_cost(wanted: ServingSettings, memory: Memory, free_bytes: int) -> str:
-    """What `wanted.workers` take, and how they batch."""
+    """The memory of each worker, and how the workers batch."""
     each = memory.of_worker(wanted.batch_size)
     least = "about" if memory.is_measured else "at least"
-    needed = f"Each worker needs {least} {_megabytes(each)}; {_megabytes(free_bytes)} are free."
+    needed = f"Each worker needs {least} {megabytes(each)}; {megabytes(free_bytes)} are free."
     if wanted.workers == 1:
         return f"{needed} One worker batches continuously: a new request joins at the next token."
     return (
         f"{needed} Two or more workers use dynamic batching, because TorchServe's continuous batching freezes with "
-        "them: a new request waits until its worker's batch has ended. They share the processor's cores."
+        "them: a new request waits until its worker's batch has ended. The workers share the processor's cores."
     )
 
 
 def batch_size_cost(wanted: ServingSettings, memory: Memory) -> str:
-    """What answering so many requests together costs."""
+    """What it costs to answer several requests together."""
     if wanted.batch_size == 1:
         return "One request at a time: the fastest for a single person, the others wait."
-    shared = f"Up to {wanted.batch_size} requests share a worker: more tokens/s in all, fewer for each."
+    shared = f"Up to {wanted.batch_size} requests share a worker: more tokens/s in total, fewer for each."
     if not memory.slot_bytes:
         return shared
-    return f"{shared} Their contexts take about {_megabytes(wanted.batch_size * memory.slot_bytes)} of its memory."
+    return f"{shared} Their contexts take about {megabytes(wanted.batch_size * memory.slot_bytes)} of its memory."
 
 
 def delay_cost(wanted: ServingSettings) -> str:
-    """What waiting for company costs; TorchServe does not wait where a batch is full with one request (tried)."""
+    """The delay until a batch is filled. TorchServe does not delay a batch that one request fills (measured)."""
     if wanted.max_batch_delay_ms == 0:
-        return "No request waits for company."
+        return "Requests are not delayed to fill a batch."
     if wanted.batch_size == 1:
-        return "Has no effect with a batch size of 1: there is no company to wait for."
+        return "Has no effect with a batch size of 1: one request fills the batch."
     return f"Adds up to {wanted.max_batch_delay_ms} ms to the first token of a lone request."
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 2**20:,.0f} MB"

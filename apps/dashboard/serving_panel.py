@@ -1,6 +1,6 @@
-"""The sidebar's choice of how the model is served: archive, workers, batch size and delay, each with what it costs.
+"""The sidebar's choice of how the model is served: archive, workers, batch size and delay, each with its cost.
 
-The sliders follow the server as long as nobody has moved them away from what it serves with.
+The choice follows the server until a person changes it.
 """
 
 from __future__ import annotations
@@ -20,67 +20,69 @@ from torchserve_client.archives import (
     read_archive,
 )
 from torchserve_client.config import ServerConfig, TorchServeError
-from torchserve_client.management import DEFAULT_SETTINGS, SERVING_BOUNDS, ModelStatus, ServingSettings
+from torchserve_client.status import DEFAULT_SETTINGS, SERVING_BOUNDS, ModelStatus, ServingSettings
 
 
 def wanted_settings() -> ServingSettings:
-    """What the sliders say."""
+    """The values of the three sliders."""
     return ServingSettings(**{name: st.session_state[name] for name in SERVING_BOUNDS})
 
 
 def wanted_archive(config: ServerConfig) -> str:
-    """The chosen archive, or its twin where so many workers need that."""
+    """The chosen archive, or its twin for dynamic batching if the number of workers needs that one."""
     chosen = st.session_state.get("archive") or CONTINUOUS_ARCHIVE
     return archive_for(st.session_state.workers, chosen, config.model_store)
 
 
-def is_other_than_seen(model: ModelStatus | None) -> bool:
-    """Whether the server serves with other settings than when the sliders were last compared with it.
+def has_server_changed(model: ModelStatus | None) -> bool:
+    """Whether the server's settings differ from those of the last update_choice().
 
-    What it is only trying to load does not count: if that fails, the old settings come back.
+    Settings that TorchServe is still loading do not count: if the load fails, the old settings come back.
     """
-    return model is not None and model.is_ready and st.session_state.get("seen") != (model.settings, model.archive)
+    return model is not None and model.is_ready and st.session_state.get("served") != (model.settings, model.archive)
 
 
-def follow(config: ServerConfig, model: ModelStatus | None) -> None:
-    """Sets the choice, before it is drawn, to what the server serves with, unless somebody has chosen otherwise."""
-    seen = st.session_state.get("seen")
+def update_choice(config: ServerConfig, model: ModelStatus | None) -> None:
+    """Takes over the server's settings, unless a person has chosen others. Call it before the choice is drawn."""
+    served = st.session_state.get("served")
     if "workers" not in st.session_state:
-        _set_sliders(config, model.settings if model else DEFAULT_SETTINGS, model.archive if model else None)
-    elif model and model.is_ready and (wanted_settings(), wanted_archive(config)) in (seen, st.session_state.untouched):
-        _set_sliders(config, model.settings, model.archive)
+        _set_choice(config, model.settings if model else DEFAULT_SETTINGS, model.archive if model else None)
+    elif model and model.is_ready and _choice(config) in (served, st.session_state.untouched):
+        _set_choice(config, model.settings, model.archive)
     if model and model.is_ready:
-        st.session_state.seen = (model.settings, model.archive)
+        st.session_state.served = (model.settings, model.archive)
 
 
-def _set_sliders(config: ServerConfig, settings: ServingSettings, archive: str | None) -> None:
+def _choice(config: ServerConfig) -> tuple[ServingSettings, str]:
+    return wanted_settings(), wanted_archive(config)
+
+
+def _set_choice(config: ServerConfig, settings: ServingSettings, archive: str | None) -> None:
     for name, bounds in SERVING_BOUNDS.items():
-        _set(name, int(min(max(getattr(settings, name), bounds.low), bounds.high)))
-    chosen = next(
-        (name for name in list_archives(config.model_store) if archive in (name, dynamic_archive_name(name))), None
-    )
-    if chosen:
-        _set("archive", chosen)
-    st.session_state.untouched = (wanted_settings(), wanted_archive(config))
+        set_widget(name, int(min(max(getattr(settings, name), bounds.low), bounds.high)))
+    for name in list_archives(config.model_store):
+        if archive in (name, dynamic_archive_name(name)):
+            set_widget("archive", name)
+            break
+    st.session_state.untouched = _choice(config)
 
 
-def _set(name: str, value: int | str) -> None:
-    """Only if different: else a move that was made while the page was being drawn would be lost."""
-    if st.session_state.get(name) != value:
-        st.session_state[name] = value
+def set_widget(key: str, value: object) -> None:
+    """Does not set an equal value again: that would undo a move made while the page is being drawn."""
+    if st.session_state.get(key) != value:
+        st.session_state[key] = value
 
 
 def show_choice(config: ServerConfig, model: ModelStatus | None) -> None:
-    """Archive and sliders, each with a sentence about its price."""
+    """Draws the archive and the sliders, each with a sentence about its cost."""
     archive = _show_archive(config)
     wanted = wanted_settings()
     memory = worker_memory(model, archive.model_bytes if archive else None)
     _slider("Num Workers", "workers", 1)
     st.caption(workers_cost(wanted, memory, psutil.virtual_memory().available))
     if archive and archive.is_continuous and wanted.workers > 1 and wanted_archive(config) == archive.name:
-        st.warning(
-            f"{dynamic_archive_name(archive.name)} is missing: two or more workers would freeze. Package the model again."
-        )
+        twin = dynamic_archive_name(archive.name)
+        st.warning(f"{twin} is missing: two or more workers would freeze. Package the model again.")
     _slider("Batch Size", "batch_size", 1)
     st.caption(batch_size_cost(wanted, memory))
     _slider("Max Batch Delay", "max_batch_delay_ms", 10)
@@ -89,17 +91,15 @@ def show_choice(config: ServerConfig, model: ModelStatus | None) -> None:
 
 def _show_archive(config: ServerConfig) -> Archive | None:
     names = list_archives(config.model_store)
-    if names and st.session_state.get("archive") not in names:  # the first one has come, or the chosen one has gone
+    if names and st.session_state.get("archive") not in names:  # none was chosen yet, or it has been deleted
         st.session_state.archive = CONTINUOUS_ARCHIVE if CONTINUOUS_ARCHIVE in names else names[0]
     chosen = st.selectbox("Archive", names, key="archive", placeholder="none yet", disabled=not names)
     if chosen is None:
         st.caption(f"No archive in {config.model_store} yet: package_llama.sh makes one.")
         return None
-    path = config.model_store / chosen
-    try:
-        archive = _read_archive(path, path.stat().st_mtime)
-    except (TorchServeError, OSError) as error:
-        st.caption(f":red[{error}]")
+    archive = cached_archive(config.model_store / chosen)
+    if isinstance(archive, str):
+        st.caption(f":red[{archive}]")
         return None
     if archive.model_path:
         size = f", {archive.model_bytes / 1e6:,.0f} MB" if archive.model_bytes else ", which is missing"
@@ -107,10 +107,20 @@ def _show_archive(config: ServerConfig) -> Archive | None:
     return archive
 
 
+def cached_archive(path: Path) -> Archive | str:
+    """What is in an archive, or why it cannot be read. The file is read again only after it has changed."""
+    try:
+        return _read_archive(path, path.stat().st_mtime)
+    except OSError as error:
+        return str(error)
+
+
 @st.cache_data(show_spinner=False)
-def _read_archive(path: Path, changed: float) -> Archive:
-    """Read again when the file has changed."""
-    return read_archive(path)
+def _read_archive(path: Path, modified: float) -> Archive | str:
+    try:
+        return read_archive(path)
+    except TorchServeError as error:
+        return str(error)
 
 
 def _slider(label: str, name: str, step: int) -> None:
@@ -119,11 +129,12 @@ def _slider(label: str, name: str, step: int) -> None:
 
 
 def difference(config: ServerConfig, model: ModelStatus | None) -> str:
-    """What pressing Apply would change, as a sentence; "" for nothing."""
+    """What the button Apply would change, as a sentence; "" for nothing."""
     if model is None:
         return ""
-    if wanted_settings() != model.settings:
-        return f"The sliders say {wanted_settings()}: press Apply to serve like that."
-    if wanted_archive(config) != model.archive:
-        return f"The model serves from {model.archive}: press Apply to serve from {wanted_archive(config)}."
+    settings, archive = _choice(config)
+    if settings != model.settings:
+        return f"The sliders say {settings}: press Apply to serve like that."
+    if archive != model.archive:
+        return f"The model serves from {model.archive}: press Apply to serve from {archive}."
     return ""
