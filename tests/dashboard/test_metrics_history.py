@@ -1,4 +1,4 @@
-"""Who asks TorchServe for its metrics, and how often: a small HTTP server in its place counts the requests."""
+"""How often the history requests metrics from TorchServe. A small HTTP server counts the requests in its place."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ WAITING = 3
 
 
 class FakeTorchServe(ThreadingHTTPServer):
-    """Tells its metrics, and that three requests wait."""
+    """Serves metrics, and reports three waiting requests while `arrived` is WAITING."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Answers)
-        self.asked: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
         self.arrived = 0
         self.tokens = 0
         self.may_answer = threading.Event()
@@ -32,7 +32,7 @@ class FakeTorchServe(ThreadingHTTPServer):
         self.is_refusing = False
 
     def answer(self, path: str) -> tuple[int, str]:
-        self.asked[path] += 1
+        self.requests[path] += 1
         self.may_answer.wait()
         if self.is_refusing:
             return 500, json.dumps({"code": 500, "type": "InternalServerException", "message": "No metrics today."})
@@ -59,13 +59,13 @@ class _Answers(BaseHTTPRequestHandler):
         self.wfile.write(text.encode())
 
     def log_message(self, format: str, *args: object) -> None:
-        """Says nothing: pytest shows what a test prints."""
+        """Prints nothing, because pytest shows what a test prints."""
 
 
 @pytest.fixture
 def fake() -> Iterator[FakeTorchServe]:
     with FakeTorchServe() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
         server.may_answer.set()
         server.shutdown()
@@ -80,9 +80,9 @@ def config(fake: FakeTorchServe, tmp_path: Path) -> ServerConfig:
 
 @pytest.fixture
 def always_due(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And every poll waits for its point."""
+    """Every poll is due, and waits for its point."""
     monkeypatch.setattr(metrics_history, "POLL_SECONDS", 0.0)
-    monkeypatch.setattr(metrics_history, "PATIENCE_SECONDS", 60.0)
+    monkeypatch.setattr(metrics_history, "MAX_POLL_WAIT_SECONDS", 60.0)
 
 
 @pytest.fixture
@@ -99,34 +99,34 @@ def test_many_viewers_at_once_cause_one_request(config: ServerConfig, fake: Fake
     for viewer in viewers:
         viewer.join()
     history.poll()
-    assert fake.asked == {"/metrics": 1}
+    assert fake.requests == {"/metrics": 1}
 
 
 @pytest.mark.usefixtures("always_due")
-def test_the_queue_is_asked_for_only_while_it_may_hold_something(config: ServerConfig, fake: FakeTorchServe) -> None:
+def test_queue_is_queried_only_while_it_may_contain_a_request(config: ServerConfig, fake: FakeTorchServe) -> None:
     history = MetricsHistory(config)
     described = "/models/llamacpp"
 
     for _ in range(4):
         history.poll()
-    assert fake.asked[described] == 1  # nobody knew at first
+    assert fake.requests[described] == 1  # the queue is unknown at first
     assert [point.queued for point in history.points()] == [0, 0, 0]
 
     fake.arrived = WAITING
     history.poll()
     history.poll()
-    assert fake.asked[described] == 3
+    assert fake.requests[described] == 3
     assert history.points()[-1].queued == WAITING
 
     fake.arrived = WAITING + 1  # and the queue is empty
     for _ in range(3):
         history.poll()
-    assert fake.asked[described] == 4
+    assert fake.requests[described] == 4
     assert history.points()[-1].queued == 0
 
 
 @pytest.mark.usefixtures("always_due")
-def test_a_restarted_server_counts_from_zero_and_the_rate_stays_positive(
+def test_rates_stay_positive_when_a_restarted_server_counts_from_zero(
     config: ServerConfig, fake: FakeTorchServe
 ) -> None:
     history = MetricsHistory(config)
@@ -136,9 +136,7 @@ def test_a_restarted_server_counts_from_zero_and_the_rate_stays_positive(
 
 
 @pytest.mark.usefixtures("always_due")
-def test_a_server_that_does_not_tell_leaves_a_reason_and_the_points_so_far(
-    config: ServerConfig, fake: FakeTorchServe
-) -> None:
+def test_failed_poll_leaves_a_reason_and_the_earlier_points(config: ServerConfig, fake: FakeTorchServe) -> None:
     history = MetricsHistory(config)
     history.poll()
     history.poll()
@@ -151,15 +149,15 @@ def test_a_server_that_does_not_tell_leaves_a_reason_and_the_points_so_far(
     history.poll()
     history.poll()
     assert history.problem == ""
-    assert len(history.points()) == 2  # what was counted meanwhile belongs to no point
+    assert len(history.points()) == 2  # the counts of the time between belong to no point
 
 
-def test_a_slow_server_holds_up_nobody_and_is_not_asked_twice(config: ServerConfig, fake: FakeTorchServe) -> None:
+def test_slow_server_does_not_block_viewers_and_gets_one_request(config: ServerConfig, fake: FakeTorchServe) -> None:
     history = MetricsHistory(config)
     fake.may_answer.clear()
     history.poll()
     history.poll()
     assert history.points() == []
     fake.may_answer.set()
-    wait_until(lambda: not history.is_asking, what="the late answer")
-    assert fake.asked["/metrics"] == 1
+    wait_until(lambda: not history.is_polling, what="the late response")
+    assert fake.requests["/metrics"] == 1

@@ -1,13 +1,16 @@
-"""The control room as a person uses it: a real browser, the real app, a real TorchServe; the model where it matters."""
+"""The server app as a person uses it: a real browser, app and TorchServe; the demo model where it matters.
+
+What needs no browser is in test_server_app.py.
+"""
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import re
-import socket
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,56 +19,25 @@ import psutil
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from tests.support.browser import open_page, running_app, running_browser
-from tests.support.serving import free_ports, make_home, running_server, start_by_hand, write_echo_archives
+from tests.dashboard.conftest import APP, LIGHT_SETTINGS
+from tests.support.browser import open_page, running_app
+from tests.support.serving import make_home, running_server, start_by_hand, write_echo_archives
 from tests.support.wire import CHAT_PATH, Stream, chat_body, post
 from torchserve_client import process as torchserve_process
 from torchserve_client.config import ServerConfig
-from torchserve_client.management import ManagementClient, ModelStatus, ServingSettings
-from torchserve_client.process import find_server, is_listening, key_file, port_owner
+from torchserve_client.management import ManagementClient
+from torchserve_client.running_server import find_server, is_listening, key_file, port_owner
+from torchserve_client.status import ModelStatus, ServingSettings
 
 LONG = 120_000  # milliseconds; for what loads or ends something on a busy machine
-ONE = ServingSettings(batch_size=8, max_batch_delay_ms=0, workers=1)
 WARM_SECONDS = 3  # an opened page imports what it needs and refreshes for the first time
 MEASURED_SECONDS = 6  # three refreshes
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with running_browser() as chromium:
-        yield chromium
-
-
-@pytest.fixture(scope="module")
-def echo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerConfig]:
-    """Loads its model in two seconds; each test finds it serving with ONE."""
-    config = make_home(tmp_path_factory.mktemp("control") / "home")
-    write_echo_archives(config)
-    with running_server(config):
-        yield config
-
-
-@pytest.fixture(scope="module")
-def echo_url(echo_server: ServerConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with running_app("torchserve_server_app.py", echo_server, tmp_path_factory.mktemp("app") / "app.log") as url:
-        yield url
-
-
 @pytest.fixture
-def management(echo_server: ServerConfig) -> Iterator[ManagementClient]:
-    client = ManagementClient(echo_server)
-    if client.describe():
-        client.apply(ONE)
-    else:
-        client.register(ONE)
-    yield client
-    (echo_server.home / "refuse_batch_size").unlink(missing_ok=True)
-
-
-@pytest.fixture
-def page(browser: Browser, echo_url: str, management: ManagementClient) -> Iterator[Page]:
-    """A page of the server that serves with ONE."""
-    opened = open_page(browser, echo_url)
+def page(browser: Browser, light_url: str, management: ManagementClient) -> Iterator[Page]:
+    """A page of the server that serves with LIGHT_SETTINGS."""
+    opened = open_page(browser, light_url)
     expect(opened.get_by_text("1 of 1 workers ready")).to_be_visible(timeout=LONG)
     yield opened
     opened.close()
@@ -95,9 +67,9 @@ def move(page: Page, label: str, key: str, presses: int) -> None:
 
 
 def choose(page: Page, workers: int, batch_size: int, delay_steps: int) -> None:
-    """Sets all three sliders, from ONE."""
-    move(page, "Num Workers", "ArrowRight", workers - ONE.workers)
-    move(page, "Batch Size", "ArrowLeft", ONE.batch_size - batch_size)
+    """Sets all three sliders, from LIGHT_SETTINGS."""
+    move(page, "Num Workers", "ArrowRight", workers - LIGHT_SETTINGS.workers)
+    move(page, "Batch Size", "ArrowLeft", LIGHT_SETTINGS.batch_size - batch_size)
     move(page, "Max Batch Delay", "ArrowRight", delay_steps)
 
 
@@ -116,7 +88,7 @@ def test_start_register_unregister_and_stop_with_the_keyboard_alone(browser: Bro
     config = make_home(tmp_path / "home")
     write_echo_archives(config)
     try:
-        with running_app("torchserve_server_app.py", config, tmp_path / "app.log") as url:
+        with running_app(APP, config, tmp_path / "app.log") as url:
             page = open_page(browser, url)
             expect(page.get_by_text("TorchServe is not running")).to_be_visible()
 
@@ -156,26 +128,13 @@ def test_all_three_settings_change_with_one_press(page: Page, management: Manage
     expect(page.get_by_text("The sliders say")).to_have_count(0)
 
 
-def test_more_workers_join_those_that_run(page: Page, management: ManagementClient) -> None:
-    management.apply(ServingSettings(8, 0, 2))
-    before = {worker.pid for worker in described(management).workers}
-    expect(page.get_by_role("slider", name="Num Workers")).to_have_value("2")
-
-    move(page, "Num Workers", "ArrowRight", 1)
-    press(page, "Apply")
-
-    expect(page.get_by_text("3 of 3 workers ready")).to_be_visible(timeout=LONG)
-    assert before < {worker.pid for worker in described(management).workers}
-    expect(page.get_by_test_id("stTable").get_by_text("READY")).to_have_count(3)
-
-
-def test_killed_worker_is_shown_and_then_recovered(
-    page: Page, management: ManagementClient, echo_server: ServerConfig
+def test_killed_worker_is_shown_and_its_recovery(
+    page: Page, management: ManagementClient, light_server: ServerConfig
 ) -> None:
     pid = described(management).workers[0].pid
     expect(page.get_by_test_id("stTable").get_by_text(str(pid), exact=True)).to_be_visible()
-    refuse = echo_server.home / "refuse_batch_size"
-    refuse.write_text("1")  # until the page has been seen, however late it looks
+    refuse = light_server.home / "refuse_batch_size"
+    refuse.write_text("1")  # no new worker loads before the page has shown that there is none
 
     psutil.Process(pid).kill()
 
@@ -189,10 +148,10 @@ def test_killed_worker_is_shown_and_then_recovered(
     expect(page.get_by_test_id("stTable").get_by_text(str(new), exact=True)).to_be_visible()
 
 
-def test_reload_and_second_tab_show_what_somebody_else_did(
-    browser: Browser, page: Page, echo_url: str, management: ManagementClient
+def test_reload_and_second_tab_show_what_another_program_did(
+    browser: Browser, page: Page, light_url: str, management: ManagementClient
 ) -> None:
-    second = open_page(browser, echo_url)
+    second = open_page(browser, light_url)
     expect(badge(second, "batch size 8")).to_be_visible()
 
     management.apply(ServingSettings(batch_size=3, max_batch_delay_ms=40, workers=1))  # as the command line does
@@ -216,10 +175,10 @@ def test_moved_sliders_stay_when_the_server_changes(page: Page, management: Mana
     expect(page.get_by_text("The sliders say 1 worker, batch size 6")).to_be_visible()
 
 
-def test_failed_reconfigure_ends_with_the_old_settings_serving(
-    page: Page, management: ManagementClient, echo_server: ServerConfig
+def test_failed_apply_ends_with_the_old_settings_serving(
+    page: Page, management: ManagementClient, light_server: ServerConfig
 ) -> None:
-    (echo_server.home / "refuse_batch_size").write_text("10")
+    (light_server.home / "refuse_batch_size").write_text("10")
     move(page, "Batch Size", "ArrowRight", 2)
 
     press(page, "Apply")
@@ -227,134 +186,142 @@ def test_failed_reconfigure_ends_with_the_old_settings_serving(
     expect(page.get_by_text("batch size 10 does not fit in memory")).to_be_visible(timeout=LONG)
     expect(page.get_by_text("The model serves again with 1 worker, batch size 8")).to_be_visible()
     expect(page.get_by_text("Model: ready")).to_be_visible()
-    assert (described(management).settings, described(management).is_ready) == (ONE, True)
+    assert (described(management).settings, described(management).is_ready) == (LIGHT_SETTINGS, True)
     expect(page.get_by_role("slider", name="Batch Size")).to_have_value("10")
     press(page, "Dismiss")
     expect(page.get_by_text("does not fit in memory")).to_have_count(0)
 
 
-def test_action_goes_on_when_its_page_is_closed(
-    browser: Browser, page: Page, echo_url: str, management: ManagementClient
+def test_action_continues_without_its_page_and_its_drain_can_be_skipped(
+    browser: Browser, page: Page, light_url: str, management: ManagementClient
 ) -> None:
-    move(page, "Batch Size", "ArrowLeft", 1)
+    management.apply(ServingSettings(batch_size=8, max_batch_delay_ms=10_000, workers=1))
+    expect(page.get_by_role("slider", name="Max Batch Delay")).to_have_value("10000")
+    move(page, "Max Batch Delay", "Home", 1)
     press(page, "Apply")
     expect(page.get_by_text("Applying the settings")).to_be_visible()
+    expect(page.get_by_text("Letting the max batch delay pass")).to_be_visible()
 
     page.close()
 
-    second = open_page(browser, echo_url)
-    expect(second.get_by_text("Applied 1 worker, batch size 7")).to_be_visible(timeout=LONG)
-    assert described(management).settings.batch_size == 7
+    second = open_page(browser, light_url)
+    press(second, "Don't wait: cut them")
+    expect(second.get_by_text("Applied 1 worker, batch size 8, max batch delay 0 ms.")).to_be_visible(timeout=LONG)
+    assert described(management).settings == LIGHT_SETTINGS
     second.close()
 
 
-def test_taken_port_is_explained_with_who_has_it(browser: Browser, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", free_ports(1)[0])) as listener:
-        port = listener.getsockname()[1]
-        config = make_home(tmp_path / "home", inference_address=f"http://127.0.0.1:{port}")
-        with running_app("torchserve_server_app.py", config, tmp_path / "app.log") as url:
-            page = open_page(browser, url)
-            press(page, "Start Server")
+def write_version(store: Path, version: str) -> Path:
+    """A copy of the light archive with another version."""
+    target = store / f"llamacpp-{version}.tar.gz"
+    with tarfile.open(store / "llamacpp.tar.gz") as archive, tarfile.open(target, "w:gz") as copy:
+        for entry in archive.getmembers():
+            file = archive.extractfile(entry)
+            content = file.read() if file else b""
+            if entry.name.endswith("MANIFEST.json"):
+                content = content.replace(b'"modelVersion": "1.0"', f'"modelVersion": "{version}"'.encode())
+            entry.size = len(content)
+            copy.addfile(entry, io.BytesIO(content) if file else None)
+    return target
 
-            owner = re.escape(f"{psutil.Process().name()} (process {os.getpid()})")
-            reason = re.compile(rf"Port {port} \(inference\) is taken by {owner}: stop it, or choose another port")
-            expect(page.get_by_text(reason)).to_be_visible(timeout=LONG)
-            expect(page.get_by_text("TorchServe: down")).to_be_visible()
+
+def test_versions_are_listed_by_number_and_made_the_default(
+    page: Page, management: ManagementClient, light_server: ServerConfig
+) -> None:
+    """tests/torchserve_client/test_versions.py tests the change itself."""
+    archives = [write_version(light_server.model_store, version) for version in ("1.1", "1.10")]
+    try:
+        rows = page.locator("[class*='st-key-row_']")
+        expect(rows).to_have_count(3)
+        assert [row.split("\n")[0] for row in rows.all_inner_texts()] == ["1.0", "1.10", "1.1"]
+
+        for version in ("1.1", "1.0"):
+            row = page.locator(f".st-key-row_{version.replace('.', '-')}")
+            row.get_by_role("button", name="Make default").click()
+            expect(page.get_by_text(f"Version {version} is the default and answers.")).to_be_visible(timeout=LONG)
+            expect(row).to_contain_text("default")
+            assert described(management).version == version
+    finally:
+        for archive in archives:
+            archive.unlink()
 
 
-@pytest.fixture
-def busy(browser: Browser, demo_store: Path, tmp_path: Path) -> Iterator[tuple[ServerConfig, Page]]:
-    """The real model and a page of it, for a test that stops the server."""
+def test_stop_asks_while_busy_and_lets_requests_finish(browser: Browser, demo_store: Path, tmp_path: Path) -> None:
     config = make_home(tmp_path / "home", model_store=demo_store)
-    with running_server(config):
-        ManagementClient(config).register(ONE)
-        with running_app("torchserve_server_app.py", config, tmp_path / "app.log") as url:
-            page = open_page(browser, url)
-            expect(page.get_by_text("Model: ready")).to_be_visible(timeout=LONG)
-            yield config, page
+    with running_server(config), running_app(APP, config, tmp_path / "app.log") as url:
+        ManagementClient(config).register(LIGHT_SETTINGS)
+        page = open_page(browser, url)
+        expect(page.get_by_text("Model: ready")).to_be_visible(timeout=LONG)
+        stream = start_answer(config, seconds=12)
+        expect(page.get_by_text("1 running")).to_be_visible(timeout=LONG)
+
+        press(page, "Stop Server")
+        expect(page.get_by_text("1 request is in progress or waiting.")).to_be_visible()
+        press(page, "Keep running")
+        expect(page.get_by_role("dialog")).to_have_count(0)
+        assert find_server(config)
+        press(page, "Stop Server")
+        press(page, "Let them finish")
+
+        expect(page.get_by_text("Letting 1 request finish")).to_be_visible()
+        expect(page.get_by_role("button", name="Stop now")).to_be_visible()
+        expect(page.get_by_text("TorchServe is not running")).to_be_visible(timeout=LONG)
+        assert (stream.finish().is_done, stream.failure) == (True, None)
+        assert find_server(config) is None
+        page.close()
 
 
-def answering(config: ServerConfig, page: Page, seconds: float) -> Stream:
-    """An answer in progress, which the page has seen; about so long, whatever the machine."""
+def start_answer(config: ServerConfig, seconds: float) -> Stream:
+    """An answer that takes about `seconds` on any machine."""
     question = chat_body("Tell me a story.", max_tokens=50, ignore_eos=True)
     speed = post(config, question, CHAT_PATH).json()["timings"]["predicted_per_second"]
     tokens = min(7000, int(seconds * speed))  # the context window has 8,192
-    stream = Stream(config, chat_body("Tell me a story.", max_tokens=tokens, ignore_eos=True)).start().wait_for_text()
-    expect(page.get_by_text("1 running")).to_be_visible(timeout=LONG)
-    return stream
+    return Stream(config, chat_body("Tell me a story.", max_tokens=tokens, ignore_eos=True)).start().wait_for_text()
 
 
-def test_stop_while_busy_asks_and_lets_requests_finish(busy: tuple[ServerConfig, Page]) -> None:
-    config, page = busy
-    stream = answering(config, page, seconds=12)
-
-    press(page, "Stop Server")
-    expect(page.get_by_text("1 request is in progress or waiting.")).to_be_visible()
-    press(page, "Keep running")
-    expect(page.get_by_role("dialog")).to_have_count(0)
-    assert find_server(config)
-    press(page, "Stop Server")
-    press(page, "Let them finish")
-
-    expect(page.get_by_text("Letting 1 request finish")).to_be_visible()
-    expect(page.get_by_text("TorchServe is not running")).to_be_visible(timeout=LONG)
-    assert (stream.finish().is_done, stream.failure) == (True, None)
-    assert find_server(config) is None
-
-
-def test_stop_while_busy_can_be_hurried(busy: tuple[ServerConfig, Page]) -> None:
-    config, page = busy
-    stream = answering(config, page, seconds=60)
-    workers = [worker.pid for worker in described(ManagementClient(config)).workers]
-
-    press(page, "Stop Server")
-    press(page, "Let them finish")
-    expect(page.get_by_role("dialog")).to_have_count(0)
-    expect(page.get_by_text("Letting 1 request finish")).to_be_visible()
-    press(page, "Stop now")
-
-    expect(page.get_by_text("TorchServe is not running")).to_be_visible(timeout=LONG)
-    assert not stream.finish().is_done and stream.failure
-    assert not any(psutil.pid_exists(pid) for pid in workers)
-
-
-def test_copied_snippet_has_the_key_that_the_page_masks_and_works(
+def test_copied_snippet_works_and_the_page_shows_no_key_unasked(
     browser: Browser, server: ServerConfig, tmp_path: Path
 ) -> None:
     pytest.importorskip("openai")
-    with running_app("torchserve_server_app.py", server, tmp_path / "app.log") as url:
-        page = open_page(browser, f"{url}/?panel=Connect")
+    keys = {kind: entry["key"] for kind, entry in json.loads(key_file(server).read_text()).items()}
+    with running_app(APP, server, tmp_path / "app.log") as url:
+        page = open_page(browser, url)
+        expect(page.get_by_text("31 of 31 layers on CPU.", exact=True)).to_be_visible(timeout=LONG)
         page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        page.get_by_role("tab", name="Connect").click()
         press(page, "Copy the snippet with the key")
         expect(page.get_by_role("button", name="Copied")).to_be_visible()
         snippet = page.evaluate("navigator.clipboard.readText()")
-        keys = [entry["key"] for entry in json.loads(key_file(server).read_text()).values()]
+        assert not [key for key in keys.values() if key in page.content() + page.locator("body").inner_text()]
 
-        assert not [key for key in keys if key in page.content() + page.locator("body").inner_text()]
-        answer = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, timeout=300)
+        answer = subprocess.run(
+            [sys.executable, "-c", snippet], capture_output=True, text=True, timeout=300, check=False
+        )
         assert answer.stdout.strip(), answer.stderr
-        page.get_by_text("Show the keys").click()
-        expect(page.get_by_text(keys[0]).or_(page.get_by_text(keys[1])).first).to_be_visible()
-    assert not [key for key in keys if key in (tmp_path / "app.log").read_text()]
+        page.get_by_text("Show the key").click()
+        expect(page.get_by_text(keys["inference"]).first).to_be_visible()
+        assert keys["management"] not in page.content()
+        page.close()
+    assert not [key for key in keys.values() if key in (tmp_path / "app.log").read_text()]
 
 
 def test_logs_are_filtered_followed_and_downloaded_without_a_key(
-    browser: Browser, page: Page, echo_url: str, echo_server: ServerConfig, management: ManagementClient
+    browser: Browser, page: Page, light_url: str, light_server: ServerConfig, management: ManagementClient
 ) -> None:
-    keys = [entry["key"] for entry in json.loads(key_file(echo_server).read_text()).values()]
-    page.goto(f"{echo_url}/?panel=Logs")
+    keys = [entry["key"] for entry in json.loads(key_file(light_server).read_text()).values()]
+    page.goto(f"{light_url}/?panel=Logs")
     expect(page.get_by_text("Inference API bind to").first).to_be_visible()
     page.get_by_role("textbox", name="Text to look for").fill("management api")
     page.get_by_role("textbox", name="Text to look for").press("Enter")
     expect(page.get_by_text("Inference API bind to")).to_have_count(0)
     expect(page.get_by_text("Management API bind to").first).to_be_visible()
 
-    (echo_server.home / "refuse_batch_size").write_text("10")
+    (light_server.home / "refuse_batch_size").write_text("10")
     page.get_by_role("textbox", name="Text to look for").fill(f"does not fit {keys[0]}")
     page.get_by_role("textbox", name="Text to look for").fill("")
     page.get_by_role("textbox", name="Text to look for").press("Enter")
     page.get_by_text("model_log", exact=True).click()
-    with (echo_server.logs / "model_log.log").open("a") as log:  # what a worker could print
+    with (light_server.logs / "model_log.log").open("a") as log:  # what a worker could print
         log.write(f"2026-01-01T00:00:00,000 [INFO ] a worker MODEL_LOG - asked with {keys[0]} just now\n")
     expect(page.get_by_text("just now").first).to_be_visible()
     assert keys[0] not in page.content()
@@ -365,21 +332,22 @@ def test_logs_are_filtered_followed_and_downloaded_without_a_key(
 
 
 def test_nothing_moves_while_the_page_refreshes(page: Page) -> None:
-    parts = "[data-testid=stMain], [data-testid=stSidebar]"  # not the header, which tells of a run that takes longer
-    things = f":is({parts}) :is(button, h1, h3, td)"
-    places = f"[...document.querySelectorAll('{things}')].map(e => e.getBoundingClientRect().y)"
-    expect(page.get_by_test_id("stTable").get_by_text(re.compile(r"^\d+ %$"))).to_be_visible()  # from the second one on
+    parts = "[data-testid=stMain], [data-testid=stSidebar]"  # not the header, which shows a slow run
+    elements = f":is({parts}) :is(button, h1, h3, td)"
+    positions = f"[...document.querySelectorAll('{elements}')].map(e => e.getBoundingClientRect().y)"
+    percent = page.get_by_test_id("stTable").get_by_text(re.compile(r"^\d+ %$"))
+    expect(percent).to_be_visible()  # the second refresh is the first one with it
     seen = set()
     for _ in range(8):  # two refreshes
         page.wait_for_timeout(500)
-        seen.add(json.dumps(page.evaluate(places)))
+        seen.add(json.dumps(page.evaluate(positions)))
 
     assert len(seen) == 1, seen
 
 
 @pytest.mark.parametrize("panel", ["Status", "Logs", "Connect"])
-def test_page_fits_a_narrow_window(browser: Browser, echo_url: str, management: ManagementClient, panel: str) -> None:
-    page = open_page(browser, f"{echo_url}/?panel={panel}", width=400)
+def test_page_fits_a_narrow_window(browser: Browser, light_url: str, management: ManagementClient, panel: str) -> None:
+    page = open_page(browser, f"{light_url}/?panel={panel}", width=400)
     expect(page.get_by_text("Model: ready")).to_be_visible()
     last = {"Status": "Model Status", "Logs": "Download ts_log.log", "Connect": "Copy the snippet with the key"}[panel]
     expect(page.get_by_role("button", name=last)).to_be_visible()
@@ -388,41 +356,34 @@ def test_page_fits_a_narrow_window(browser: Browser, echo_url: str, management: 
     page.close()
 
 
-@pytest.mark.parametrize("panel", ["Status", "Metrics", "Logs"])  # those that ask most often
-def test_idle_page_costs_little(browser: Browser, by_hand: tuple[ServerConfig, str], panel: str) -> None:
-    config, url = by_hand
-    page = open_page(browser, f"{url}/?panel={panel}")
-    expect(page.get_by_text("Model: ready")).to_be_visible(timeout=LONG)
-    page.wait_for_timeout(WARM_SECONDS * 1000)
-    app = port_owner(int(url.rpartition(":")[2]))
-    assert app
-
-    for _ in range(5):  # the first ones on a busy machine may still have the start of the page in them
-        begun, cpu, requests = time.monotonic(), sum(app.cpu_times()[:2]), count_requests(config)
-        page.wait_for_timeout(MEASURED_SECONDS * 1000)
-        seconds = time.monotonic() - begun
-        cpu_share, rate = (sum(app.cpu_times()[:2]) - cpu) / seconds, (count_requests(config) - requests) / seconds
-        print(f"{panel}: {100 * cpu_share:.1f} % of a core, {rate:.2f} requests/s to TorchServe")
-        if cpu_share < 0.05 and rate <= 2:
-            break
-    page.close()
-
-    assert cpu_share < 0.05
-    assert 0 < rate <= 2
-
-
-@pytest.fixture(scope="module")
-def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerConfig, str]]:
-    """A server started on the command line, with TorchServe's own log settings, which log every request."""
-    config = make_home(tmp_path_factory.mktemp("by hand") / "home")
+def test_idle_page_costs_little(browser: Browser, tmp_path: Path) -> None:
+    """The panel that sends most requests, of a server started on the command line, which logs every request."""
+    config = make_home(tmp_path / "home")
     write_echo_archives(config)
     try:
         start_by_hand(config)
-        ManagementClient(config).register(ONE)
-        with running_app("torchserve_server_app.py", config, config.home / "app.log") as url:
-            yield config, url
+        ManagementClient(config).register(LIGHT_SETTINGS)
+        with running_app(APP, config, tmp_path / "app.log") as url:
+            page = open_page(browser, f"{url}/?panel=Metrics")
+            expect(page.get_by_text("Model: ready")).to_be_visible(timeout=LONG)
+            page.wait_for_timeout(WARM_SECONDS * 1000)
+            app = port_owner(int(url.rpartition(":")[2]))
+            assert app
+            for _ in range(5):  # on a busy machine the first measurements may contain the start of the page
+                begun, cpu, requests = time.monotonic(), sum(app.cpu_times()[:2]), count_requests(config)
+                page.wait_for_timeout(MEASURED_SECONDS * 1000)
+                seconds = time.monotonic() - begun
+                cpu_share = (sum(app.cpu_times()[:2]) - cpu) / seconds
+                rate = (count_requests(config) - requests) / seconds
+                print(f"{100 * cpu_share:.1f} % of a core, {rate:.2f} requests/s to TorchServe")
+                if cpu_share < 0.05 and rate <= 2:
+                    break
+            page.close()
     finally:
         torchserve_process.stop(config)
+
+    assert cpu_share < 0.05
+    assert 0 < rate <= 2
 
 
 def count_requests(config: ServerConfig) -> int:

@@ -48,9 +48,9 @@ def test_batch_size_says_what_its_contexts_take() -> None:
 @pytest.mark.parametrize(
     ("batch_size", "delay", "sentence"),
     [
-        pytest.param(8, 0, "No request waits for company.", id="none"),
+        pytest.param(8, 0, "Requests are not delayed to fill a batch.", id="none"),
         pytest.param(8, 50, "Adds up to 50 ms to the first token of a lone request.", id="some"),
-        pytest.param(1, 50, "Has no effect with a batch size of 1: there is no company to wait for.", id="alone"),
+        pytest.param(1, 50, "Has no effect with a batch size of 1: one request fills the batch.", id="alone"),
     ],
 )
 def test_delay_says_what_it_adds(batch_size: int, delay: int, sentence: str) -> None:

@@ -1,4 +1,4 @@
-"""A page with the metrics and the autoscaler only, as the server app shows them in its tabs."""
+"""The server app's metrics and experiments without the rest of the page, so that their tests wait for nothing else."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import streamlit as st
 
 from apps.dashboard import metrics_history
-from apps.dashboard.autoscaler_panel import show_autoscaler
+from apps.dashboard.experiments_panel import show_experiments
 from apps.dashboard.metrics_panel import show_metrics
 from torchserve_client.config import ServerConfig
 
-metrics_history.WINDOW_POINTS = 300  # an answer's time to first token is there to be seen on a slow machine, too
+metrics_history.WINDOW_POINTS = 300  # on a slow machine, too, the time to first token stays on the page long enough
 
 st.set_page_config(page_title="Panels", layout="wide")
 config = ServerConfig.load()
-metrics, autoscaler = st.tabs(["Metrics", "Autoscaler"], key="tab", on_change="rerun")
+metrics, experiments = st.tabs(["Metrics", "Experiments"], key="panel", bind="query-params", on_change="rerun")
 if metrics.open:
     with metrics:
         show_metrics(config)
-if autoscaler.open:
-    with autoscaler:
-        show_autoscaler(config)
+if experiments.open:
+    with experiments:
+        show_experiments(config)
