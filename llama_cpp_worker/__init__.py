@@ -18,5 +18,5 @@ reply.py             the answer: OpenAI objects and events
 metrics.py           the engine's metrics for TorchServe
 
 Imports: sampling_params.py imports nothing of ours, llama_cpp_handler.py imports the rest. Only the handler,
-torchserve_worker.py and metrics.py import `ts`. Only model.py, sampler.py and constraint.py import `llama_cpp`.
+torchserve_worker.py and metrics.py import `ts`. Only model.py and sampler.py import `llama_cpp`.
 """
