@@ -8,17 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-from tests.support import serving
+from tests.support.serving import write_echo_archives
 from torchserve_client.config import ServerConfig
 
 
 def write_chatting_archives(config: ServerConfig) -> Path:
     """Writes both archives. Returns the file that makes loading fail."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(serving, "_ECHO_HANDLER", _HANDLER)
-        return serving.write_echo_archives(config)
+    return write_echo_archives(config, _HANDLER)
 
 
 def fail_file(config: ServerConfig) -> Path:

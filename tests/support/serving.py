@@ -107,8 +107,8 @@ def wait_until(condition: Callable[[], T], timeout: float = 30.0, what: str = "t
     return value
 
 
-def write_echo_archives(config: ServerConfig) -> Path:
-    """Writes both archives, with a handler that answers at once and needs no model. Returns the path of a file.
+def write_echo_archives(config: ServerConfig, handler: str = "") -> Path:
+    """Writes both archives, with `handler` or one that repeats the prompt; they need no model. Returns a file's path.
 
     While that file exists, a worker fails to load if its batch size is at least the number in the file.
     """
@@ -117,7 +117,7 @@ def write_echo_archives(config: ServerConfig) -> Path:
         files = {
             "MAR-INF/MANIFEST.json": json.dumps(_MANIFEST),
             "model-config.yaml": f"continuousBatching: {continuous}\n",
-            "echo_handler.py": _ECHO_HANDLER.replace("REFUSE_FILE", str(refuse)),
+            "echo_handler.py": (handler or _ECHO_HANDLER).replace("REFUSE_FILE", str(refuse)),
             "torch.py": _STUB_TORCH,
         }
         with tarfile.open(config.model_store / name, "w:gz") as archive:
