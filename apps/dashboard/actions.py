@@ -23,7 +23,7 @@ from torchserve_client.process import StartFailed
 from torchserve_client.status import ServingSettings
 
 LOG_LINES = 40
-STOP_DRAIN_SECONDS = 300.0  # before Stop Server cuts the requests that are still running
+STOP_DRAIN_SECONDS = 300.0  # before Stop Server cuts the requests in progress
 
 Name = Literal["start", "stop", "register", "unregister", "apply", "make_default", "end_version", "package"]
 LABELS: dict[Name, str] = {

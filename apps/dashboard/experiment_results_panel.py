@@ -28,7 +28,7 @@ def show_results(config: ServerConfig) -> None:
             st.error(str(error), icon=":material/error:")
     st.subheader("Measured", anchor=False)
     if not saved:
-        st.caption("Nothing yet: what an experiment has measured is kept here.")
+        st.caption("Nothing yet: what an experiment measures is saved here.")
         return
     newest = next(iter(saved))
     if st.session_state.get("experiment_newest") != newest or st.session_state.get("experiment_shown") not in saved:

@@ -37,7 +37,7 @@ def wanted_archive(config: ServerConfig) -> str:
 def has_server_changed(model: ModelStatus | None) -> bool:
     """Whether the server's settings differ from those of the last update_choice().
 
-    Settings that TorchServe is still loading do not count: if the load fails, the old settings come back.
+    Settings that TorchServe is loading do not count: if the load fails, the old settings come back.
     """
     return model is not None and model.is_ready and st.session_state.get("served") != (model.settings, model.archive)
 

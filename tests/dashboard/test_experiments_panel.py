@@ -168,6 +168,7 @@ def test_experiment_is_compared_with_an_earlier_one(page: Page, light_server: Se
     records.save(light_server, earlier)
     try:
         page.reload()
+        expect(page.get_by_role("button", name="Delete", exact=True)).to_be_visible()  # the page is complete
         page.get_by_role("combobox", name="Compare with").click()
         page.get_by_role("option").first.click()
         page.keyboard.press("Escape")  # closes the list, which hides the rest of the page

@@ -322,7 +322,7 @@ def test_logs_are_filtered_followed_and_downloaded_without_a_key(
     page.get_by_role("textbox", name="Text to look for").press("Enter")
     page.get_by_text("model_log", exact=True).click()
     with (light_server.logs / "model_log.log").open("a") as log:  # what a worker could print
-        log.write(f"2026-01-01T00:00:00,000 [INFO ] a worker MODEL_LOG - asked with {keys[0]} just now\n")
+        log.write(f"2026-01-01T00:00:00,000 [INFO ] a worker MODEL_LOG - request with {keys[0]} just now\n")
     expect(page.get_by_text("just now").first).to_be_visible()
     assert keys[0] not in page.content()
     with page.expect_download() as download:
