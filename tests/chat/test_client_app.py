@@ -144,14 +144,7 @@ def test_parameters_begin_at_their_defaults(server: Server) -> None:
 
     _, question = server.questions[0]
     sent = {name: question.get(name) for name in ("temperature", "top_p", "max_tokens", "top_k", "min_p", "seed")}
-    assert sent == {
-        "temperature": 0.8,
-        "top_p": 0.95,
-        "max_tokens": 256,
-        "top_k": 40,
-        "min_p": 0.05,
-        "seed": None,
-    }
+    assert sent == {"temperature": 0.8, "top_p": 0.95, "max_tokens": 256, "top_k": 40, "min_p": 0.05, "seed": None}
 
 
 @pytest.mark.parametrize(
