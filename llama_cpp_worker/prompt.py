@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from llama_cpp_worker.chat_template import TemplateError
 from llama_cpp_worker.model import Model, PromptTooLong
-from llama_cpp_worker.request import ApiError, ApiRequest
+from llama_cpp_worker.request import ApiRequest, refusal
 
 
 def tokenize(request: ApiRequest, model: Model) -> list[int]:
@@ -23,26 +23,19 @@ def tokenize(request: ApiRequest, model: Model) -> list[int]:
             assert request.prompt is not None
             tokens = request.prompt
     except PromptTooLong as error:
-        raise ApiError(f"{param}: {error}.", param=param, code="context_length_exceeded") from error
+        raise refusal(param, str(error), "context_length_exceeded") from error
     except TemplateError as error:
-        raise ApiError(f"{param}: {error}.", param=param) from error
+        raise refusal(param, str(error)) from error
     if not tokens:
-        raise ApiError(f"{param}: has no tokens.", param=param)
+        raise refusal(param, "has no tokens")
     if len(tokens) >= model.window:
-        raise ApiError(
-            f"{param}: {len(tokens):,} tokens do not fit, since the context window has {model.window:,} "
-            "and the completion needs at least one.",
-            param=param,
-            code="context_length_exceeded",
-        )
+        problem = f"{len(tokens):,} tokens do not fit, since the context window has {model.window:,} and "
+        raise refusal(param, problem + "the completion needs at least one", "context_length_exceeded")
     return tokens
 
 
 def _check_vocabulary(request: ApiRequest, n_vocab: int) -> None:
-    tokens = {
-        "logit_bias": list(request.params.logit_bias),
-        "prompt": request.prompt if isinstance(request.prompt, list) else [],
-    }
-    for param, ids in tokens.items():
-        if max(ids, default=0) >= n_vocab:
-            raise ApiError(f"{param}: the model's tokens are 0 to {n_vocab - 1:,}.", param=param)
+    prompt = request.prompt if isinstance(request.prompt, list) else []
+    for param, tokens in (("logit_bias", request.params.logit_bias), ("prompt", prompt)):
+        if max(tokens, default=0) >= n_vocab:
+            raise refusal(param, f"the model's tokens are 0 to {n_vocab - 1:,}")

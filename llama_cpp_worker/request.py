@@ -82,8 +82,8 @@ class ApiRequest:
     timings_per_token: bool
 
 
-def _refusal(param: str, problem: str) -> ApiError:
-    return ApiError(f"{param}: {problem}.", param=param)
+def refusal(param: str, problem: str, code: str | None = None) -> ApiError:
+    return ApiError(f"{param}: {problem}.", param=param, code=code)
 
 
 def find_route(url_path: str) -> Route:
@@ -107,9 +107,9 @@ def parse_request(route: Route, fields: Mapping[str, object]) -> ApiRequest:
     echo = _read_flag(body, "echo", route is Route.PREDICT and isinstance(prompt, str))
     logprobs = _read_logprobs(route, body)
     if echo and isinstance(prompt, list):
-        raise _refusal("echo", "is possible only if the prompt is a text")
+        raise refusal("echo", "is possible only if the prompt is a text")
     if echo and logprobs is not None:
-        raise _refusal("logprobs", "are not available with echo; send one or the other")
+        raise refusal("logprobs", "are not available with echo; send one or the other")
     return ApiRequest(
         route=route,
         prompt=prompt,
@@ -137,13 +137,13 @@ def _check_names(route: Route, body: Mapping[str, object]) -> None:
         if name in names:
             continue
         if route is Route.PREDICT or name not in WITHOUT_EFFECT:
-            raise _refusal(name[:40], "this server does not know this parameter here")
+            raise refusal(name[:40], "this server does not know this parameter here")
         is_one = value is True and name == "best_of"  # in Python, True == 1
         if value is not None and (value not in WITHOUT_EFFECT[name] or is_one):
-            raise _refusal(name, "this server does not support it; leave it out")
+            raise refusal(name, "this server does not support it; leave it out")
     for name in ("model", "user"):
         if not isinstance(body.get(name, ""), str | None):
-            raise _refusal(name, "must be a string")
+            raise refusal(name, "must be a string")
 
 
 def _read_body(fields: Mapping[str, object]) -> dict[str, object]:
@@ -175,40 +175,40 @@ def _read_prompt(
 ) -> tuple[str | list[int] | None, list[dict[str, str]] | None]:
     prompt, messages = body.get("prompt"), body.get("messages")
     if prompt is not None and messages is not None:
-        raise _refusal("messages", "send either prompt or messages, not both")
+        raise refusal("messages", "send either prompt or messages, not both")
     if messages is not None:
         return None, _read_messages(messages)
     if prompt is None:
-        raise _refusal("messages" if route is Route.CHAT else "prompt", "is missing; there is nothing to complete")
+        raise refusal("messages" if route is Route.CHAT else "prompt", "is missing; there is nothing to complete")
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
         prompt = prompt[0]
     if isinstance(prompt, list) and prompt and all(type(token) is int and 0 <= token < 2**31 for token in prompt):
         return prompt, None
     if not isinstance(prompt, str) or not prompt:
-        raise _refusal("prompt", "must be one text that is not empty, or the tokens of one")
+        raise refusal("prompt", "must be one text that is not empty, or the tokens of one")
     return _encodable(prompt, "prompt"), None
 
 
 def _read_messages(messages: object) -> list[dict[str, str]]:
     if not isinstance(messages, list) or not messages:
-        raise _refusal("messages", "must be a list of at least one message")
+        raise refusal("messages", "must be a list of at least one message")
     return [_read_message(f"messages[{index}]", message) for index, message in enumerate(messages)]
 
 
 def _read_message(param: str, message: object) -> dict[str, str]:
     if not isinstance(message, dict):
-        raise _refusal(param, "must be an object with role and content")
+        raise refusal(param, "must be an object with role and content")
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or role not in ROLES:
-        raise _refusal(f"{param}.role", f"must be one of {', '.join(ROLES)}")
+        raise refusal(f"{param}.role", f"must be one of {', '.join(ROLES)}")
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
         texts = [part.get("text") for part in content]
         content = "".join(texts) if all(isinstance(text, str) for text in texts) else None
     if not isinstance(content, str):
-        raise _refusal(f"{param}.content", "must be a text")
+        raise refusal(f"{param}.content", "must be a text")
     for name, value in message.items():
         if name not in ("role", "content") and value not in (None, []):  # clients send such fields of our answers back
-            raise _refusal(f"{param}.{name[:40]}", "this server does not support it")
+            raise refusal(f"{param}.{name[:40]}", "this server does not support it")
     return {"role": ROLES[role], "content": _encodable(content, f"{param}.content")}
 
 
@@ -216,7 +216,7 @@ def _encodable(text: str, param: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise _refusal(param, "has half of a surrogate pair, which is no character") from error
+        raise refusal(param, "has half of a surrogate pair, which is no character") from error
     return text
 
 
@@ -280,7 +280,7 @@ def _read_logprobs(route: Route, body: Mapping[str, object]) -> int | None:
     if _read_flag(body, "logprobs", False):
         return count or 0
     if count is not None:
-        raise _refusal("top_logprobs", "is only possible with logprobs: true")
+        raise refusal("top_logprobs", "is only possible with logprobs: true")
     return None
 
 
@@ -289,13 +289,13 @@ def _read_number(body: Mapping[str, object], name: str, bounds: Bounds) -> int |
     try:
         return None if value is None else int(bounds.check(name, value))
     except InvalidParameter as error:
-        raise _refusal(name, error.problem) from error
+        raise refusal(name, error.problem) from error
 
 
 def _read_flag(body: Mapping[str, object], name: str, default: bool) -> bool:
     value = body.get(name)
     if not isinstance(value, bool | None):
-        raise _refusal(name, "must be true or false")
+        raise refusal(name, "must be true or false")
     return default if value is None else value
 
 
@@ -304,14 +304,14 @@ def _read_include_usage(body: Mapping[str, object], stream: bool) -> bool:
     if options is None:
         return False
     if not stream:
-        raise _refusal("stream_options", "is only possible with stream: true")
+        raise refusal("stream_options", "is only possible with stream: true")
     if not isinstance(options, dict) or options.keys() - {"include_usage"}:
-        raise _refusal("stream_options", "must be an object with include_usage")
+        raise refusal("stream_options", "must be an object with include_usage")
     return _read_flag(options, "include_usage", False)
 
 
 def _read_stream_flag(body: Mapping[str, object], name: str, stream: bool) -> bool:
     flag = _read_flag(body, name, False)
     if flag and not stream:
-        raise _refusal(name, "is only possible with stream: true")
+        raise refusal(name, "is only possible with stream: true")
     return flag

@@ -1,0 +1,59 @@
+"""The tokens of a prompt, and the refusals that need the model's vocabulary and window."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llama_cpp_worker.model import Model
+from llama_cpp_worker.prompt import tokenize
+from llama_cpp_worker.request import ApiError, Route, parse_request
+from tests.support.tiny_llama import write_tiny_llama
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    folder: Path = tmp_path_factory.mktemp("tiny")
+    model = Model(str(write_tiny_llama(folder / "tiny.gguf")), n_slots=1, n_threads=1)
+    yield model
+    model.close()
+
+
+def tokens_of(body: dict[str, Any], model: Model) -> list[int]:
+    return tokenize(parse_request(Route.PREDICT, {"body": body}), model)
+
+
+def test_a_prompt_may_be_a_text_tokens_or_messages(model: Model) -> None:
+    assert tokens_of({"prompt": "Hello"}, model) == model.tokenize_prompt("Hello")
+    assert tokens_of({"prompt": [5, 6]}, model) == [5, 6]
+    messages = [{"role": "user", "content": "Hello"}]
+    assert tokens_of({"messages": messages}, model) == model.tokenize_chat(messages)
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "code", "problem"),
+    [
+        pytest.param({"prompt": [5] * 512}, "prompt", "context_length_exceeded", "512 tokens do not fit", id="full"),
+        pytest.param(
+            {"prompt": "x" * 9000}, "prompt", "context_length_exceeded", "the context window has 512", id="long"
+        ),
+        pytest.param({"prompt": [275]}, "prompt", None, "the model's tokens are 0 to 274", id="no token of the model"),
+        pytest.param({"prompt": "a", "logit_bias": {"275": 1}}, "logit_bias", None, "0 to 274", id="bias of no token"),
+        pytest.param(
+            {"messages": [{"role": "system", "content": "a"}]},
+            "messages",
+            None,
+            "only user and assistant",
+            id="template",
+        ),
+    ],
+)
+def test_a_prompt_that_the_model_cannot_take_is_refused(
+    model: Model, body: dict[str, Any], param: str, code: str | None, problem: str
+) -> None:
+    with pytest.raises(ApiError, match=problem) as refusal:
+        tokens_of(body, model)
+    assert (refusal.value.param, refusal.value.code) == (param, code)
