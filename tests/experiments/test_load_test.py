@@ -100,8 +100,23 @@ class Answers:
     def __init__(self) -> None:
         self.behave: Callable[[BaseHTTPRequestHandler], None] = good_answer
         self.bodies: list[dict[str, Any]] = []
-        self.open_now = self.open_at_most = 0
+        self.open_requests: set[BaseHTTPRequestHandler] = set()
+        self.open_at_most = 0
         self.lock = threading.Lock()
+
+    @property
+    def open_now(self) -> int:
+        return len(self.open_requests)
+
+    def begin(self, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        with self.lock:
+            self.bodies.append(body)
+            self.open_requests.add(handler)
+            self.open_at_most = max(self.open_at_most, self.open_now)
+
+    def end(self, handler: BaseHTTPRequestHandler) -> None:
+        with self.lock:
+            self.open_requests.discard(handler)
 
 
 def send_event(handler: BaseHTTPRequestHandler, event: object) -> None:
@@ -115,18 +130,20 @@ def wait_for_three(seen: Answers) -> Callable[[BaseHTTPRequestHandler], None]:
 
     def behave(handler: BaseHTTPRequestHandler) -> None:
         wait_until(lambda: seen.open_at_most >= 3, what="three clients")
-        good_answer(handler)
+        good_answer(handler, before_end=lambda: seen.end(handler))
 
     return behave
 
 
-def good_answer(handler: BaseHTTPRequestHandler) -> None:
+def good_answer(handler: BaseHTTPRequestHandler, before_end: Callable[[], None] = lambda: None) -> None:
+    """`before_end` is called before [DONE] is sent: the client may send its next request right after that."""
     handler.send_response(200)
     handler.end_headers()
     time.sleep(0.02)
     send_event(handler, {"choices": [{"delta": {"content": "hello"}}]})
     send_event(handler, {"choices": [{"delta": {}}], "timings": {"prompt_ms": 15.0, "predicted_ms": 1.0}})
     send_event(handler, {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 3}})
+    before_end()
     send_event(handler, "[DONE]")
 
 
@@ -161,16 +178,11 @@ def answers() -> Iterator[tuple[Target, Answers]]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            with seen.lock:
-                seen.bodies.append(body)
-                seen.open_now += 1
-                seen.open_at_most = max(seen.open_at_most, seen.open_now)
+            seen.begin(self, json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             try:
                 seen.behave(self)
             finally:
-                with seen.lock:
-                    seen.open_now -= 1
+                seen.end(self)
 
         def log_message(self, format: str, *arguments: object) -> None:
             pass
