@@ -216,9 +216,7 @@ def test_llama_2s_tokens_are_metas_whatever_is_typed(llama_2: Llama, sentencepie
     assert [token for token in tokens if token < 3] == [1, 2, 1]
 
 
-def test_transformers_5_differs_at_blanks_and_after_control_tokens(
-    llama_2: Llama, tokenizer_json: Any
-) -> None:
+def test_transformers_5_differs_at_blanks_and_after_control_tokens(llama_2: Llama, tokenizer_json: Any) -> None:
     """It builds another tokenizer: "[INST]" follows <s> without the space that Llama 2 was trained with."""
 
     def differs(text: str) -> bool:
@@ -311,9 +309,7 @@ def answer(model: Model, question: str) -> Request:
 
 
 @pytest.mark.parametrize("question", ["What is the closest star to Earth?", "Name three colours.", "Write a haiku: 雨"])
-def test_answers_of_the_demo_model_survive_a_snapshot(
-    demo: Model, converted: Model, question: str
-) -> None:
+def test_answers_of_the_demo_model_survive_a_snapshot(demo: Model, converted: Model, question: str) -> None:
     before, after = answer(demo, question), answer(converted, question)
     assert after.completion == before.completion
     assert after.take_tokens() == before.take_tokens()  # with the log probabilities of the likeliest
