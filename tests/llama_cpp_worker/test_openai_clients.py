@@ -236,7 +236,8 @@ def test_a_wrong_key_is_refused(server: ServerConfig) -> None:
 def test_langchain_chats_streams_and_gets_an_object(server: ServerConfig) -> None:
     from langchain_openai import ChatOpenAI
 
-    chat = ChatOpenAI(base_url=base_url(server), api_key=SecretStr(key(server)), model=MODEL, temperature=0)
+    limits: dict[str, Any] = {"temperature": 0, "max_tokens": 200}
+    chat = ChatOpenAI(base_url=base_url(server), api_key=SecretStr(key(server)), model=MODEL, **limits)
     assert "Proxima" in chat.invoke("What is the closest star to Earth?").content
     assert "Proxima" in "".join(str(chunk.content) for chunk in chat.stream("What is the closest star to Earth?"))
     assert isinstance(chat.with_structured_output(Person).invoke("Invent a person."), Person)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from llama_cpp_worker.engine import Request
 from llama_cpp_worker.reply import END_OF_STREAM, MIN_LOGPROB, Reply, models_body, timings_of
 from llama_cpp_worker.request import Route, parse_request
@@ -108,7 +110,8 @@ def test_a_streamed_completion_echoes_its_prompt_first_if_requested() -> None:
     assert "".join(texts) == "1 2 3"
 
 
-def test_progress_of_the_prompt_is_reported_on_request_when_it_has_changed() -> None:
+def test_progress_of_the_prompt_is_reported_on_request_when_it_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llama_cpp_worker.reply.time.monotonic", lambda: 10.02104)  # 20.04 ms after the admission
     reply = make_reply(Route.CHAT, {**HELLO, "stream": True, "return_progress": True})
     request, text = reply.requests[0], ""
     for n_prefilled in (4, 4, 6):
@@ -119,7 +122,7 @@ def test_progress_of_the_prompt_is_reported_on_request_when_it_has_changed() -> 
     assert role["choices"][0]["delta"]["role"] == "assistant"
     reported = [event["prompt_progress"] for event in progress[:-1]]
     assert [(each["total"], each["cache"], each["processed"]) for each in reported] == [(7, 2, 4), (7, 2, 6)]
-    assert all(each["time_ms"] > 0 for each in reported)
+    assert [each["time_ms"] for each in reported] == [20.0, 20.0]
 
 
 def test_progress_is_not_reported_without_request() -> None:
