@@ -77,7 +77,7 @@ def test_apply_lets_running_and_waiting_requests_finish(
 
 def test_prompt_in_prefill_counts_as_running(busy_server: ServerConfig, management: ManagementClient) -> None:
     arrived = scrape(busy_server).total(ARRIVED)
-    stream = Stream(busy_server, chat_body("word " * 2000, max_tokens=4)).start()
+    stream = Stream(busy_server, chat_body("word " * 1000, max_tokens=4)).start()
     wait_until(lambda: scrape(busy_server).total(ARRIVED) > arrived, what="the request's arrival")
 
     management.apply(replace(ONE, batch_size=3))
