@@ -13,15 +13,17 @@ import hashlib
 import logging
 import re
 import secrets
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import llama_cpp
 import numpy as np
 import psutil
+from llguidance.llamacpp import lltokenizer_from_vocab
 
 from llama_cpp_worker.chat_template import ChatTemplate, TemplateError
 from llama_cpp_worker.devices import Placement, has_memory_pressure, physical_cores
@@ -57,9 +59,9 @@ class Chunk:
 
 
 class Model:
-    """A GGUF and one llama.cpp context with `n_slots` sequences, each with a KV cache of its own of `window` tokens.
+    """A GGUF and one llama.cpp context with `n_slots` sequences, each with a separate KV cache of `window` tokens.
 
-    The caches are separate (not `kv_unified`), so that attention reads the cells of its own sequence only.
+    With `kv_unified` instead, attention would read the cells of all sequences.
     `fingerprint` and `changed_at` (seconds since 1970) describe the file at the time of loading.
     Raises ModelLoadError.
     """
@@ -105,7 +107,11 @@ class Model:
         self._longest_piece = max(map(len, texts))
         is_end = partial(llama_cpp.llama_vocab_is_eog, self._vocab)
         self._end_tokens = frozenset(filter(is_end, range(self.n_vocab)))
-        self._vocabulary = Vocabulary(self.n_vocab, self._end_tokens, lambda: self._all_pieces)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # llguidance 1.9.1 calls llama_token_get_attr
+            # Here and not in the first request, because it takes some tenths of a second.
+            tokenizer = lltokenizer_from_vocab(self._vocab, eos_token=sorted(self._end_tokens))
+        self._vocabulary = Vocabulary(self.n_vocab, self._end_tokens, tokenizer)
         self._split_controls = self._control_token_splitter(texts)
         self.template = self._load_template(texts)
 
@@ -292,10 +298,6 @@ class Model:
             logger.warning("Context window shortened from %d to %d tokens: memory is short.%s", window, fitting, hint)
         return min(window, fitting)
 
-    @cached_property
-    def _all_pieces(self) -> list[bytes]:
-        return [self.piece(token) for token in range(self.n_vocab)]
-
     def _control_token_splitter(self, texts: Sequence[bytes]) -> re.Pattern[str]:
         special = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
         controls = {
@@ -330,7 +332,7 @@ class Model:
 
 
 def _fingerprint(path: str, n_ctx: int) -> str:
-    """Equal for workers with the same file (by name and size), n_ctx and llama.cpp.
+    """Equal for workers with an equal file (by name and size), n_ctx and llama.cpp.
 
     The window is not part of it: a worker that starts with less free memory gets a smaller one.
     """

@@ -13,9 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from llama_cpp_worker.grammar import GrammarError, parse_gbnf
+from llama_cpp_worker.constraint import compile_constraint
 from llama_cpp_worker.sampling_params import PARAMETER_NAMES, Bounds, InvalidParameter, SamplingParams
-from llama_cpp_worker.schema import JSON_OBJECT_GRAMMAR, SchemaError, json_schema_to_gbnf
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 N_CHOICES = Bounds(int, 1, 8)
@@ -126,7 +125,7 @@ def parse_request(route: Route, fields: Mapping[str, object]) -> ApiRequest:
 
 
 def _check_names(route: Route, body: Mapping[str, object]) -> None:
-    names = {"model", "user", "stream", "stream_options", "max_completion_tokens", "response_format", *PARAMETER_NAMES}
+    names = {"model", "user", "stream", "stream_options", "max_completion_tokens", *PARAMETER_NAMES}
     names |= {"return_progress", "timings_per_token"}
     names |= {
         Route.PREDICT: {"prompt", "messages", "echo"},
@@ -223,53 +222,15 @@ def _encodable(text: str, param: str) -> str:
 def _read_params(body: Mapping[str, object]) -> SamplingParams:
     alias = body.get("max_completion_tokens")
     if alias is not None and body.get("max_tokens") is not None:
-        raise ApiError("max_completion_tokens: is another name of max_tokens; send one.", param="max_completion_tokens")
+        raise refusal("max_completion_tokens", "is another name of max_tokens; send one")
     given = dict(body) if alias is None else {**body, "max_tokens": alias}
-    param, grammar = _read_response_format(body)
-    if grammar is not None and given.get("grammar") is not None:
-        raise ApiError("grammar: send either grammar or response_format.", param="grammar")
     try:
-        params = SamplingParams.from_request(given if grammar is None else {**given, "grammar": grammar})
-        if params.grammar:
-            parse_gbnf(params.grammar)
+        params = SamplingParams.from_request(given)
+        compile_constraint(params)
     except InvalidParameter as error:
-        name = param if grammar is not None and error.name == "grammar" else error.name
-        name = "max_completion_tokens" if alias is not None and name == "max_tokens" else name
-        raise ApiError(f"{name}: {error.problem}.", param=name) from error
-    except GrammarError as error:
-        raise ApiError(f"{param}: {error}.", param=param) from error
+        name = "max_completion_tokens" if alias is not None and error.name == "max_tokens" else error.name
+        raise ApiError(f"{name}: {error.problem}.", param=name.partition(".")[0]) from error
     return params
-
-
-def _read_response_format(body: Mapping[str, object]) -> tuple[str, str | None]:
-    """The parameter that a grammar comes from, and the one that response_format asks for, if any."""
-    param = "response_format"
-    form = body.get(param)
-    if form is None:
-        return "grammar", None
-    kind = form.get("type") if isinstance(form, dict) else None
-    if not isinstance(form, dict) or kind not in ("text", "json_object", "json_schema"):
-        raise ApiError(f"{param}: must be an object whose type is text, json_object or json_schema.", param=param)
-    known = {"type", "json_schema"} if kind == "json_schema" else {"type"}
-    for name in form.keys() - known:
-        raise ApiError(f"{param}.{name[:40]}: this server does not know this.", param=param)
-    if kind != "json_schema":
-        return (param, JSON_OBJECT_GRAMMAR) if kind == "json_object" else ("grammar", None)
-    try:
-        return param, json_schema_to_gbnf(_read_schema(form.get("json_schema"), f"{param}.json_schema"))
-    except SchemaError as error:
-        raise ApiError(f"{param}.json_schema.{error}.", param=param) from error
-
-
-def _read_schema(named: object, path: str) -> object:
-    """The schema; with or without `strict`, the answer follows it."""
-    if not isinstance(named, dict) or "schema" not in named:
-        raise ApiError(f"{path}: must be an object with name and schema.", param="response_format")
-    for name, value in named.items():
-        expected = {"name": str, "description": str | None, "strict": bool | None, "schema": object}.get(name)
-        if expected is None or not isinstance(value, expected):
-            raise ApiError(f"{path}.{name[:40]}: cannot be used.", param="response_format")
-    return named["schema"]
 
 
 def _read_logprobs(route: Route, body: Mapping[str, object]) -> int | None:

@@ -1,4 +1,4 @@
-"""How the next token is chosen: llama.cpp's sampler chains, a grammar beside them, and log probabilities.
+"""How the next token is chosen: llama.cpp's sampler chains, a constraint beside them, and log probabilities.
 
 Knows logits and llama.cpp's samplers; nothing of batches, caches or text. Not thread-safe, like the model it serves.
 """
@@ -7,25 +7,20 @@ from __future__ import annotations
 
 import ctypes
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import llama_cpp
 import numpy as np
+from llguidance import LLTokenizer
 
-from llama_cpp_worker.grammar import GrammarError, parse_gbnf
-from llama_cpp_worker.matcher import Matcher
-from llama_cpp_worker.sampling_params import SamplingParams
+from llama_cpp_worker.constraint import Constraint, ConstraintError, compile_constraint
+from llama_cpp_worker.sampling_params import InvalidParameter, SamplingParams
 
 PENALTY_LAST_TOKENS = 64  # repeat_penalty: the prompt's end included
 COUNTED_TOKENS = 32_768  # frequency_penalty and presence_penalty: of what has been generated, as OpenAI has it
 LEAST_TEMPERATURE = 1e-6  # below it, logits divided by it overflow: the likeliest token is taken, as at 0
-
-# When the grammar refuses the token that was chosen, the next choice is among this many of the likeliest that it
-# allows, as far as they are among the likeliest N_EXAMINED; only if none of those is allowed, all are examined.
-N_ALLOWED = 64
-N_EXAMINED = 512
 
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
 assert ctypes.sizeof(llama_cpp.llama_token_data) == _CANDIDATE.itemsize
@@ -37,75 +32,60 @@ class SamplingError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """What a sampler has to know of the model's tokens."""
+    """What a sampler needs to know of the model's tokens."""
 
     n_tokens: int
-    end_tokens: frozenset[int]  # that end an answer
-    pieces: Callable[[], Sequence[bytes]]  # of all tokens: the bytes of each, nothing for control tokens
+    end_tokens: frozenset[int]  # each ends an answer
+    tokenizer: LLTokenizer  # the tokens in llguidance's form
 
 
 class Sampler:
-    """A sampler chain of one sequence, and its grammar. Order of the links as in llama.cpp's own server."""
+    """A sampler chain of one sequence, and its constraint. The links have the order of llama.cpp's own server.
+
+    Raises SamplingError if the constraint cannot be met.
+    """
 
     def __init__(self, params: SamplingParams, vocabulary: Vocabulary, prompt: Sequence[int]) -> None:
         self._vocabulary = vocabulary
+        try:
+            grammar = compile_constraint(params)
+            self._constraint = None if grammar is None else Constraint(vocabulary.tokenizer, grammar)
+        except (InvalidParameter, ConstraintError) as error:
+            raise SamplingError(str(error)) from error
         self._chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
         for link in _links(params, vocabulary.n_tokens, prompt):
             llama_cpp.llama_sampler_chain_add(self._chain, link)
-        self._matcher = Matcher(parse_gbnf(params.grammar)) if params.grammar else None
 
     def sample(self, context: object, index: int) -> int:
         """Chooses and accepts a token from the logits at batch `index` of the last decode; raises SamplingError."""
-        if self._matcher is None:
-            return llama_cpp.llama_sampler_sample(self._chain, context, index)
+        if self._constraint is None:
+            return int(llama_cpp.llama_sampler_sample(self._chain, context, index))
         logits = llama_cpp.llama_get_logits_ith(context, index)
         try:
-            return self._sample_within_grammar(np.ctypeslib.as_array(logits, (self._vocabulary.n_tokens,)))
-        except GrammarError as error:
+            return self._sample_within(self._constraint, np.ctypeslib.as_array(logits, (self._vocabulary.n_tokens,)))
+        except ConstraintError as error:
             raise SamplingError(f"the grammar: {error}") from error
 
     def close(self) -> None:
         """Frees the chain; the sampler is unusable afterwards."""
         llama_cpp.llama_sampler_free(self._chain)
 
-    def _sample_within_grammar(self, logits: np.ndarray) -> int:
-        """Chooses freely first, as llama.cpp's common_sampler_sample does: mostly, the model follows by itself."""
-        assert self._matcher is not None
-        if not self._matcher.can_go_on:
-            return self._end()
+    def _sample_within(self, constraint: Constraint, logits: np.ndarray) -> int:
+        """Chooses freely first, as llama.cpp's common_sampler_sample does: most choices of a model fit anyway."""
         token = self._choose(np.arange(len(logits)), logits)
-        if not self._is_allowed(token):
-            allowed = self._allowed_tokens(logits)
-            if not allowed:
-                return self._end()
-            token = self._choose(np.array(allowed), logits[allowed])
+        is_end = token in self._vocabulary.end_tokens
+        if not (constraint.is_complete if is_end else constraint.allows(token)):
+            allowed = constraint.allowed_tokens()
+            possible = allowed[logits[allowed] > -np.inf]
+            if len(possible) == 0:  # nothing else may follow: an end, also where the request wants none
+                possible = np.array(sorted(self._vocabulary.end_tokens.intersection(allowed.tolist())))
+            if len(possible) == 0:
+                raise ConstraintError("it cannot be continued with any token of this model")
+            token = self._choose(possible, np.maximum(logits[possible], np.finfo(np.float32).min))
         llama_cpp.llama_sampler_accept(self._chain, token)
         if token not in self._vocabulary.end_tokens:
-            self._matcher.advance(self._vocabulary.pieces()[token])
+            constraint.accept(token)
         return token
-
-    def _allowed_tokens(self, logits: np.ndarray) -> list[int]:
-        likeliest = np.argsort(-logits, kind="stable")
-        allowed: list[int] = []
-        for n_examined, token in enumerate(likeliest):
-            if logits[token] == -np.inf or len(allowed) == N_ALLOWED or (allowed and n_examined >= N_EXAMINED):
-                break
-            if self._is_allowed(int(token)):
-                allowed.append(int(token))
-        return allowed
-
-    def _is_allowed(self, token: int) -> bool:
-        assert self._matcher is not None
-        if token in self._vocabulary.end_tokens:
-            return self._matcher.is_complete
-        return self._matcher.allows(self._vocabulary.pieces()[token])
-
-    def _end(self) -> int:
-        """Nothing else may follow: an end, even where it is not wanted, if the text is complete."""
-        assert self._matcher is not None
-        if not self._matcher.is_complete or not self._vocabulary.end_tokens:
-            raise SamplingError("the grammar cannot be continued with any token of this model")
-        return min(self._vocabulary.end_tokens)
 
     def _choose(self, tokens: np.ndarray, logits: np.ndarray) -> int:
         candidates = np.zeros(len(tokens), _CANDIDATE)

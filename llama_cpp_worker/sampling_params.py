@@ -1,25 +1,24 @@
-"""Names, defaults and bounds of every sampling parameter of a request, and how a sampled token is reported.
+"""Sampling parameters: the name, default and bounds of each one; and the report of a sampled token.
 
-Standard library only, so that the worker, the client and the apps share one truth.
-Knows nothing of HTTP, TorchServe or llama.cpp.
+Shared by the worker, the client and the apps, so it imports the standard library only.
+Knows nothing of HTTP, TorchServe and llama.cpp.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 MAX_STOP_STRINGS = 16
-MAX_STOP_LENGTH = 256  # characters; a stop string is held back while it may still match
+MAX_STOP_LENGTH = 256  # characters; text that may be the beginning of a stop string is not sent yet
 MAX_LOGIT_BIASES = 1024
 MAX_GRAMMAR_LENGTH = 65_536  # characters
 
 
 class InvalidParameter(ValueError):
-    """A parameter that cannot be used; `name` says which, the message says why and what would do."""
+    """A parameter that cannot be used: its `name`, and the `problem` with a hint what is possible."""
 
     def __init__(self, name: str, problem: str) -> None:
         super().__init__(f"{name}: {problem}")
@@ -29,21 +28,20 @@ class InvalidParameter(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a number may be: its type, and both ends included."""
+    """The type of a number and its bounds, both included."""
 
-    kind: type
+    kind: type[int] | type[float]
     low: float
     high: float
 
     def check(self, name: str, value: object) -> int | float:
-        """`value` as this kind of number; raises InvalidParameter for anything else."""
+        """`value` as a number of this type; raises InvalidParameter."""
+        if isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high:
+            number = self.kind(value)
+            if number == value:
+                return number
         expected = f"must be {'an integer' if self.kind is int else 'a number'} from {self.low} to {self.high}"
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InvalidParameter(name, f"{expected}, not {_shown(value)}")
-        in_range = math.isfinite(value) if isinstance(value, float) else True
-        if not in_range or not self.low <= value <= self.high or self.kind(value) != value:
-            raise InvalidParameter(name, f"{expected}, not {_shown(value)}")
-        return self.kind(value)
+        raise InvalidParameter(name, f"{expected}, not {_shown(value)}")
 
 
 BOUNDS = {
@@ -63,19 +61,20 @@ BOUNDS = {
 class SamplingParams:
     """How the next token is chosen and when a completion ends.
 
-    temperature: 0 takes the likeliest token, 1 samples as the model was trained, more is wilder.
+    temperature: 0 takes the likeliest token, 1 samples with the model's own probabilities, more is more random.
     top_p: only the likeliest tokens that together reach this probability; 1 turns it off.
-    top_k: only that many of the likeliest tokens; 0 turns it off.
-    min_p: only tokens at least this probable relative to the likeliest; 0 turns it off.
+    top_k: only this number of the likeliest tokens; 0 turns it off.
+    min_p: only tokens with at least this share of the likeliest token's probability; 0 turns it off.
     repeat_penalty: above 1, tokens among the last 64 become less likely; 1 turns it off.
-    frequency_penalty: above 0, a generated token becomes less likely each time it has come; 0 turns it off.
-    presence_penalty: above 0, a generated token becomes less likely once it has come; 0 turns it off.
-    logit_bias: token id to what is added to its logit, from -100 (never) to 100.
-    grammar: GBNF, as in llama.cpp, that the completion has to follow; who hands it in has checked it.
-    max_tokens: tokens to generate at most; None lets the context window decide.
-    seed: the same seed gives the same choices for the same logits; None draws one.
+    frequency_penalty: above 0, a generated token becomes less likely with each repetition; 0 turns it off.
+    presence_penalty: above 0, every generated token becomes less likely, once; 0 turns it off.
+    logit_bias: by token id, a number that is added to the token's logit, from -100 (never) to 100.
+    grammar: a grammar in GBNF, llama.cpp's notation, that the completion follows; None allows any text.
+    response_format: OpenAI's object of that name, for JSON of a given schema. The worker checks what is in it.
+    max_tokens: the largest number of tokens to generate; None: up to the end of the context window.
+    seed: equal seeds give equal choices for equal logits; None draws a seed.
     stop: strings that end the completion and are not part of it.
-    ignore_eos: go on to max_tokens even if the model wants to end; for measurements.
+    ignore_eos: generate max_tokens even if the model would end earlier; for measurements.
 
     Raises InvalidParameter (a ValueError) for a value out of bounds or of the wrong type.
     """
@@ -92,6 +91,7 @@ class SamplingParams:
     stop: tuple[str, ...] = field(default=())
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     grammar: str | None = None
+    response_format: Mapping[str, object] | None = None
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
@@ -102,17 +102,21 @@ class SamplingParams:
         object.__setattr__(self, "stop", _checked_stop(self.stop))
         object.__setattr__(self, "logit_bias", _checked_logit_bias(self.logit_bias))
         _check_grammar(self.grammar)
+        if not isinstance(self.response_format, Mapping | None):
+            raise InvalidParameter(
+                "response_format", f"must be an object with a type, not {_shown(self.response_format)}"
+            )
         if not isinstance(self.ignore_eos, bool):
             raise InvalidParameter("ignore_eos", f"must be true or false, not {_shown(self.ignore_eos)}")
 
     @classmethod
     def from_request(cls, body: Mapping[str, object]) -> SamplingParams:
-        """The sampling parameters among `body`'s keys; null means the default, other keys are not looked at."""
+        """The sampling parameters among `body`'s keys. null means the default; other keys are ignored."""
         given: dict[str, Any] = {name: body[name] for name in PARAMETER_NAMES if body.get(name) is not None}
         return cls(**given)
 
     def to_request(self) -> dict[str, object]:
-        """The same as JSON keys and values, without those that are None."""
+        """These parameters as JSON keys and values, without those that are None."""
         biases = {str(token): bias for token, bias in self.logit_bias.items()}
         values = asdict(self) | {"stop": list(self.stop), "logit_bias": biases}
         return {name: value for name, value in values.items() if value is not None}
@@ -131,7 +135,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:
-    """A token of a completion, and those that were likeliest at its place."""
+    """A token of a completion, and the likeliest tokens at its place."""
 
     chosen: TokenLogprob
     likeliest: tuple[TokenLogprob, ...]

@@ -1,0 +1,220 @@
+"""Prepares a JSON schema for llguidance and refuses by name what cannot be honoured. Knows nothing of tokens.
+
+llguidance ignores keywords that it does not know. So this module visits each subschema, also those that a `$ref` names,
+and refuses a keyword that would change which JSON is valid. It translates what other dialects express differently
+(`nullable`, `propertyNames`, a boolean `exclusiveMinimum`) and leaves out what is only a remark.
+
+Not every valid document can be generated. Properties come in the schema's order. An object has none beside its
+`properties`, unless the schema mentions others or combines schemas. Numbers with bounds stay within 2**53. `oneOf` of
+objects means `anyOf`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from decimal import Decimal
+from urllib.parse import unquote
+
+MAX_SUBSCHEMAS = 2000
+MAX_DEPTH = 60  # llguidance parses JSON of 128 levels, and a subschema has up to two
+LARGEST = 2**53 - 1  # beyond it, many readers of JSON round integers
+MAX_MULTIPLE = 10_000  # of multipleOf without its decimal point; the time of llguidance grows with it
+
+Schema = dict[str, object]
+
+REMARKS = {"title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly", "$schema"}
+REMARKS |= {"$id", "id", "$comment", "$defs", "definitions", "discriminator", "x-guidance"}
+REFUSED = {"not", "if", "then", "else", "contains", "dependentRequired", "dependentSchemas", "dependencies"}
+REFUSED |= {"propertyNames", "unevaluatedProperties", "unevaluatedItems", "uniqueItems", "$dynamicRef", "$recursiveRef"}
+FORMATS = {"date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}
+REFUSED_FORMATS = {"uri-reference", "iri", "iri-reference", "idn-email", "idn-hostname", "uri-template", "regex"}
+REFUSED_FORMATS |= {"json-pointer", "relative-json-pointer"}
+COMBINATIONS = {"anyOf", "oneOf", "allOf", "$ref"}
+LISTS = {"anyOf", "oneOf", "allOf", "prefixItems", "items"}
+MAPS = {"properties", "patternProperties"}
+SINGLES = {"items", "additionalProperties", "additionalItems"}
+
+# zod's email has look-aheads, which llguidance has not. This one allows a part of what it allows.
+PATTERNS = {
+    r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$": (
+        r"^[A-Za-z0-9_+-]+(\.[A-Za-z0-9_+-]+)*@([A-Za-z0-9][A-Za-z0-9-]*\.)+[A-Za-z]{2,}$"
+    )
+}
+
+
+class SchemaError(ValueError):
+    """A schema that cannot be honoured: `place` says where, the message says why."""
+
+    def __init__(self, place: str, problem: str) -> None:
+        super().__init__(problem)
+        self.place = place
+
+
+def map_subschemas(schema: Schema, change: Callable[[object, str], object]) -> Schema:
+    """A copy of a schema. `change` replaces each subschema directly in it, and gets its place, too."""
+    copy = dict(schema)
+    for name, value in schema.items():
+        if name in LISTS and isinstance(value, list):
+            copy[name] = [change(part, f"{name}[{index}]") for index, part in enumerate(value)]
+        elif name in MAPS and isinstance(value, dict):
+            copy[name] = {key: change(part, f"{name}.{key[:40]}") for key, part in value.items()}
+        elif name in SINGLES:
+            copy[name] = change(value, name)
+    return copy
+
+
+class PreparedSchema:
+    """`document` is the schema for llguidance, each `$ref` in it one to `$defs`. Raises SchemaError."""
+
+    def __init__(self, schema: object) -> None:
+        self._root = schema
+        self._definitions: Schema = {}
+        self._names: dict[str, str] = {}  # of definitions, by what a $ref says
+        self._visited: list[tuple[str, Schema]] = []
+        self._combined: str | None = None  # the first place that combines schemas
+        self._multiples: list[str] = []  # places of multipleOf
+        self._one_of: str | None = None  # the first place of a oneOf that is not of objects alone
+        document = self._visit(schema, "schema", 0, frozenset())
+        if not isinstance(document, dict):
+            raise SchemaError("schema", "allows nothing")
+        if self._combined and len(self._multiples) > 1:
+            raise SchemaError(self._multiples[1], "is supported once in a schema that combines schemas")
+        for _, part in self._visited:
+            required = part.get("required")
+            names = part.get("properties")
+            is_known = isinstance(names, dict) and isinstance(required, list | None) and {*(required or ())} <= {*names}
+            if is_known and not self._combined and not part.keys() & {"additionalProperties", "patternProperties"}:
+                part["additionalProperties"] = False
+        self.document = document | {"$defs": self._definitions}
+
+    def refusal(self, problem: str, problem_of: Callable[[Schema], str]) -> SchemaError:
+        """The error for what llguidance says of `document`, with its place. `problem_of` compiles a smaller schema."""
+        if problem.startswith("oneOf"):
+            return SchemaError(f"{self._one_of}.oneOf", "has alternatives that may overlap; anyOf is supported")
+        for place, part in self._visited:
+            alone = {name: value for name, value in part.items() if name not in COMBINATIONS}
+            if found := problem_of(map_subschemas(alone, lambda child, _: False if child is False else {})):
+                return SchemaError(place, found)
+        return SchemaError("schema", problem)
+
+    def _visit(self, schema: object, place: str, depth: int, needed: frozenset[str]) -> object:
+        """The prepared schema. `needed` has each $ref that its texts are in for certain: one more has no end."""
+        if len(self._visited) >= MAX_SUBSCHEMAS or depth > MAX_DEPTH:
+            raise SchemaError(place, f"has more than {MAX_SUBSCHEMAS:,} schemas, or {MAX_DEPTH} of them nested")
+        if schema is True:
+            return {}
+        if schema is False or schema == {"not": {}}:
+            return False
+        if not isinstance(schema, dict):
+            raise SchemaError(place, "must be an object")
+        if schema.get("nullable") is True:
+            rest = {name: value for name, value in schema.items() if name != "nullable"}
+            return self._visit({"anyOf": [rest, {"type": "null"}]}, place, depth + 1, frozenset())
+        prepared = {name: value for name, value in schema.items() if name not in REMARKS}
+        self._translate(prepared, place)
+        for name in sorted(prepared.keys() & REFUSED):
+            raise SchemaError(f"{place}.{name}", "is not supported")
+        self._note_combinations(prepared, place)
+        if "$ref" in prepared:
+            prepared["$ref"] = self._definition(prepared["$ref"], f"{place}.$ref", depth, needed)
+        required = prepared.get("required")
+        certain = {f"properties.{str(name)[:40]}" for name in required} if isinstance(required, list) else set()
+
+        def visit_part(part: object, name: str) -> object:
+            is_certain = name in certain or name.startswith("allOf")
+            return self._visit(part, f"{place}.{name}", depth + 1, needed if is_certain else frozenset())
+
+        self._visited.append((place, prepared))
+        prepared |= map_subschemas(prepared, visit_part)
+        return prepared
+
+    def _note_combinations(self, schema: Schema, place: str) -> None:
+        parts = schema.get("allOf", [])
+        has_several = isinstance(parts, list) and len(parts) > 1
+        if has_several or "patternProperties" in schema or (len(schema) > 1 and schema.keys() & COMBINATIONS):
+            self._combined = self._combined or place
+        parts = schema.get("oneOf")
+        if isinstance(parts, list) and "anyOf" not in schema and all(self._is_object(part) for part in parts):
+            schema["anyOf"] = schema.pop("oneOf")
+        elif parts is not None:
+            self._one_of = self._one_of or place
+
+    def _is_object(self, schema: object) -> bool:
+        for _ in range(MAX_DEPTH):
+            if not isinstance(schema, dict) or "$ref" not in schema:
+                break
+            schema = self._resolve(schema["$ref"], "schema")
+        return isinstance(schema, dict) and (schema.get("type") == "object" or "properties" in schema)
+
+    def _definition(self, reference: object, place: str, depth: int, needed: frozenset[str]) -> str:
+        target = self._resolve(reference, place)
+        assert isinstance(reference, str)
+        if reference in needed:
+            raise SchemaError(place, f"no JSON has an end: {reference[:40]} always contains itself")
+        if reference not in self._names:
+            name = self._names[reference] = f"d{len(self._names)}"
+            self._definitions[name] = self._visit(target, reference[:200], depth + 1, needed | {reference})
+        return f"#/$defs/{self._names[reference]}"
+
+    def _resolve(self, reference: object, place: str) -> object:
+        if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
+            raise SchemaError(place, "must point into this schema, as in #/$defs/name")
+        target = self._root
+        for part in reference.split("/")[1:]:
+            key = unquote(part).replace("~1", "/").replace("~0", "~")
+            if isinstance(target, list) and key.isdecimal() and int(key[:9]) < len(target):
+                target = target[int(key)]
+            elif isinstance(target, dict) and key in target:
+                target = target[key]
+            else:
+                raise SchemaError(place, f"there is no {reference[:40]}")
+        return target
+
+    def _translate(self, schema: Schema, place: str) -> None:
+        """Changes a schema of this or another dialect into what llguidance knows."""
+        if schema.get("uniqueItems") is False:
+            del schema["uniqueItems"]
+        if isinstance(pattern := schema.get("pattern"), str) and pattern in PATTERNS:
+            schema["pattern"] = PATTERNS[pattern]
+        form = schema.get("format")
+        if isinstance(form, str) and form in REFUSED_FORMATS:
+            raise SchemaError(f"{place}.format", f"{form} is not supported; {', '.join(sorted(FORMATS))} are")
+        if form not in FORMATS:  # int32, password: a remark
+            schema.pop("format", None)
+        for name, limit in (("minimum", -LARGEST), ("maximum", LARGEST)):
+            exclusive = "exclusive" + name.capitalize()
+            if isinstance(schema.get(exclusive), bool) and schema.pop(exclusive) and name in schema:  # draft 4
+                schema[exclusive] = schema.pop(name)
+            for bound in (name, exclusive):
+                value = schema.get(bound)
+                if isinstance(value, int | float) and value * limit > LARGEST * LARGEST:
+                    schema[bound] = limit
+        multiple = schema.get("multipleOf")
+        if isinstance(multiple, int | float):
+            self._multiples.append(f"{place}.multipleOf")
+            digits = Decimal(str(multiple)).normalize().as_tuple().digits
+            if int("".join(map(str, digits))) > MAX_MULTIPLE:
+                raise SchemaError(f"{place}.multipleOf", f"is supported up to {MAX_MULTIPLE:,}")
+        if "propertyNames" in schema:
+            self._translate_property_names(schema, place)
+
+    def _translate_property_names(self, schema: Schema, place: str) -> None:
+        names = schema["propertyNames"]
+        if isinstance(names, dict) and "$ref" in names:
+            names = self._resolve(names["$ref"], f"{place}.propertyNames")
+        if not isinstance(names, dict):
+            return  # it is refused
+        known = {name: value for name, value in names.items() if name not in REMARKS and value != "string"}
+        extra = schema.get("additionalProperties", True)
+        if not known:
+            del schema["propertyNames"]
+        elif not schema.keys() & {"properties", "patternProperties"} and len(known) == 1:
+            values, pattern = known.get("enum"), known.get("pattern")
+            if isinstance(values, list) and all(isinstance(value, str) for value in values):
+                schema["properties"] = dict.fromkeys(values, extra)
+            elif isinstance(pattern, str):
+                schema["patternProperties"] = {pattern: extra}
+            else:
+                return
+            del schema["propertyNames"]
+            schema["additionalProperties"] = False
