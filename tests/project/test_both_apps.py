@@ -94,7 +94,7 @@ def test_two_client_apps_stream_at_the_same_time(
     browser: Browser, client_url: str, server: ServerConfig, tmp_path: Path
 ) -> None:
     with running_app("client_app.py", server, tmp_path / "second.log") as second_url:
-        pages = [open_page(browser, f"{url}/?max_tokens=400&temperature=0.01") for url in (client_url, second_url)]
+        pages = [open_page(browser, f"{url}/?max_tokens=250&temperature=0.01") for url in (client_url, second_url)]
         for page in pages:  # both are ready before the first question is sent
             expect(page.get_by_test_id("stChatInputTextArea")).to_be_editable()
             expect(page.get_by_text("Proceed to entering your prompt message!")).to_be_visible()
