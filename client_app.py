@@ -5,8 +5,6 @@ conversations (set LLAMA2_CHAT_STORE to store them in another file). Threads gen
 them, so leaving or reloading it cuts none. The server's state is queried in every run, never stored.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from itertools import zip_longest

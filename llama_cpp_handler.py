@@ -8,8 +8,6 @@ answered; pieces are sent meanwhile. The worker has one thread.
 TorchServe 0.12 demands that this module defines exactly one class.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import signal

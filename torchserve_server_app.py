@@ -7,8 +7,6 @@ Actions run in threads (apps/dashboard/actions.py): closing the page stops nothi
 Run it with `streamlit run torchserve_server_app.py`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from datetime import datetime
 

@@ -3,8 +3,6 @@
 `make chat` runs this. A TorchServe or a model that is already there is used, and continues to run at the end.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import signal

@@ -1,7 +1,5 @@
 """Adds and removes workers of the model as the load changes, until Ctrl-C or until TorchServe ends."""
 
-from __future__ import annotations
-
 import argparse
 import signal
 import sys

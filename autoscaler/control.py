@@ -3,8 +3,6 @@
 The process that holds the lock is the autoscaler of this server. Knows nothing of its decisions.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -8,8 +8,6 @@ Not covered: TorchServe drops the requests of a worker that it removes. The loop
 request that arrives in the same few milliseconds can be lost.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import queue

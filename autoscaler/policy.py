@@ -5,10 +5,8 @@ no request has waited and a worker was free. Between the two, nothing changes. A
 by one worker, because only a loaded worker shows what the next one needs.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Self
 
 from llama_cpp_worker.sampling_params import Bounds
 
@@ -86,7 +84,7 @@ class Trend:
     spare_since: float | None = None
     changed_at: float | None = None
 
-    def after(self, now: Observation, policy: Policy) -> Trend:
+    def after(self, now: Observation, policy: Policy) -> Self:
         return replace(
             self,
             overloaded_since=_since(self.overloaded_since, now.at, now.is_overloaded(policy)),

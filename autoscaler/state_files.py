@@ -3,8 +3,6 @@
 The autoscaler, the server app and the command line use them. Knows nothing of processes.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args

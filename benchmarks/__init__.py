@@ -1,7 +1,5 @@
 """Measurements for docs/measurements.md: each module is a command, such as `python -m benchmarks.serving --help`."""
 
-from __future__ import annotations
-
 import argparse
 
 

@@ -6,8 +6,6 @@ Both use the same model file and the same number of threads, and they take turns
 of both for each number of streams, and the median of the ratios.
 """
 
-from __future__ import annotations
-
 import random
 import statistics
 import subprocess

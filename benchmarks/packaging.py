@@ -8,8 +8,6 @@ of package_llama.sh includes its check of the new file and the packing of the ar
 shares with no other one; mapped files are extra. All files are in models/: 18 GB for Llama 2 7B. The GGUF file stays.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import statistics

@@ -7,8 +7,6 @@ its frame is drawn. Both use the clock of this machine. Prints milliseconds: the
 and the last character after the last token.
 """
 
-from __future__ import annotations
-
 import re
 import socket
 import statistics

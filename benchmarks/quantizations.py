@@ -7,8 +7,6 @@ decode for 1 and for 8 streams; medians. The perplexity is that of Python's docu
 the source.
 """
 
-from __future__ import annotations
-
 import random
 import statistics
 import subprocess

@@ -10,8 +10,6 @@ The tool generates as many tokens, with as many tokens in the KV cache, as the s
 decodes a third slower with 500 tokens in the KV cache than with 128, because attention reads all of them.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import statistics
 import sys

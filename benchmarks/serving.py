@@ -10,8 +10,6 @@ The workloads are those of benchmarks/workloads.py and two more. WT: a conversat
 200 tokens each while a fifth client sends a prompt of 3,000 tokens.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import platform

@@ -3,8 +3,6 @@
 `tag` is different in each round, so that no server has a prompt in its cache. Knows no server.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Measures the server under load while one of its settings varies, then puts the old settings back."""
 
-from __future__ import annotations
-
 import argparse
 import signal
 import sys

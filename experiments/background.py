@@ -1,7 +1,5 @@
 """Runs experiments in a thread, so that a page does not wait for them. Knows nothing of the page."""
 
-from __future__ import annotations
-
 import atexit
 import threading
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 Colour-blind people can distinguish the colours, on light and on dark pages. The symbols of the lines differ, too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Reads and writes small JSON files. Knows nothing of their content."""
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile

@@ -6,8 +6,6 @@ nothing; experiments/run.py does. Threads: one per client, with its own connecti
 Not covered: clients that reuse their connection for the next request.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import random

@@ -3,11 +3,9 @@
 Plain values. Knows no server and no file.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from experiments.prompts import PROMPT_SETS
 from llama_cpp_worker.sampling_params import Bounds, InvalidParameter
@@ -42,15 +40,15 @@ class Setup:
     batching: Batching
 
     @classmethod
-    def of(cls, status: ModelStatus) -> Setup:
+    def of(cls, status: ModelStatus) -> Self:
         return cls(status.settings, status.archive, status.batching)
 
     @classmethod
-    def from_fields(cls, fields: dict[str, Any]) -> Setup:
+    def from_fields(cls, fields: dict[str, Any]) -> Self:
         """The opposite of asdict(). Raises KeyError or TypeError for other fields."""
         return cls(ServingSettings(**fields["settings"]), fields["archive"], fields["batching"])
 
-    def varied(self, sweep: str, value: Value) -> Setup:
+    def varied(self, sweep: str, value: Value) -> "Setup":
         """Returns this setup with one of SWEEPS set to `value`.
 
         Several workers need dynamic batching. The two batchings are compared with one worker.
@@ -90,7 +88,7 @@ class Plan:
     values: tuple[Value, ...] = ()
 
     @classmethod
-    def from_fields(cls, fields: dict[str, Any]) -> Plan:
+    def from_fields(cls, fields: dict[str, Any]) -> Self:
         """The opposite of asdict(). Raises KeyError or TypeError for other fields."""
         lists = {name: tuple(fields[name]) for name in ("clients", "values")}
         return cls(**{**fields, **lists})

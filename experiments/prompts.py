@@ -3,8 +3,6 @@
 Knows nothing of servers.
 """
 
-from __future__ import annotations
-
 import random
 from typing import Any
 

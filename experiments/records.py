@@ -3,8 +3,6 @@
 The files are in the folder `experiment_runs` beside config.properties. The newest MAX_RECORDS files stay there.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -12,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from experiments.json_file import read_json, write_whole
 from experiments.load_test import PERCENTILES, Run, Sample
@@ -37,13 +35,13 @@ class MeasuredPoint:
     samples: tuple[Sample, ...]
 
     @classmethod
-    def of(cls, value: Value | None, clients: int, setup: Setup, run: Run) -> MeasuredPoint:
+    def of(cls, value: Value | None, clients: int, setup: Setup, run: Run) -> Self:
         # No page shows the texts and the times of their pieces, and they are most of a sample.
         samples = tuple(replace(sample, events=(), text="") for sample in run.samples)
         return cls(value, clients, setup, run.summary(), samples)
 
     @classmethod
-    def from_fields(cls, fields: dict[str, Any]) -> MeasuredPoint:
+    def from_fields(cls, fields: dict[str, Any]) -> Self:
         samples = tuple(Sample(**{**sample, "events": tuple(sample["events"])}) for sample in fields["samples"])
         return cls(fields["value"], fields["clients"], Setup.from_fields(fields["setup"]), fields["summary"], samples)
 
@@ -83,7 +81,7 @@ class ExperimentRecord:
         return json.dumps({**asdict(self), "started": self.started.isoformat()}, indent=1)
 
     @classmethod
-    def from_fields(cls, fields: dict[str, Any]) -> ExperimentRecord:
+    def from_fields(cls, fields: dict[str, Any]) -> Self:
         """Parses the decoded value of to_json(). Raises ValueError, KeyError or TypeError for other values."""
         parsed = {
             "started": datetime.fromisoformat(fields["started"]),

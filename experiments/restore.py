@@ -4,8 +4,6 @@ The lock lets one experiment at a time run against a server, in any program. A n
 must serve after the experiment. A killed program leaves the note, and the next program can restore the settings.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager

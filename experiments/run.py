@@ -7,8 +7,6 @@ Threads: the one that calls Experiment.run(), and run_load's.
 Not covered: another program's changes during an experiment. They end the experiment, and are lost.
 """
 
-from __future__ import annotations
-
 import random
 import threading
 import time

@@ -6,8 +6,6 @@ and llama.cpp.
 Not covered: tools, documents, the templates' own options.
 """
 
-from __future__ import annotations
-
 import json
 import secrets
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ long, but a step of an ambiguous grammar can take a second, so each answer also 
 Knows no logits.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Iterator, Mapping

@@ -6,8 +6,6 @@ nothing of llama.cpp's API.
 Not covered: Macs whose GPU has separate memory. They get the smaller KV cache of a Mac with shared memory.
 """
 
-from __future__ import annotations
-
 import re
 import subprocess
 from collections import Counter

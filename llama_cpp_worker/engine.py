@@ -8,8 +8,6 @@ TorchServe and llama.cpp, and uses no threads. A request's text and its error st
 takes them.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections import deque

@@ -6,8 +6,6 @@ prefers the longest terminal, so longer ones would lose texts that the grammar a
 Not covered: token elements such as `<think>` or `!<[5]>`, which are refused.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 

@@ -9,8 +9,6 @@ Not every valid document can be generated. Properties come in the schema's order
 objects means `anyOf`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from decimal import Decimal
 from urllib.parse import unquote

@@ -5,8 +5,6 @@ explained in docs/api.md), so config.properties needs `model_metrics_auto_detect
 client's default buckets.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from typing import Any

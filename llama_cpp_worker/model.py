@@ -6,8 +6,6 @@ use one context, so one thread owns a Model.
 Not covered: encoder-decoder and recurrent models, images, adapters (LoRA), the placement on more than one GPU.
 """
 
-from __future__ import annotations
-
 import ctypes
 import hashlib
 import logging

@@ -8,8 +8,6 @@ tokens of a 135M model on 2 x86 cores: saving and restoring takes 1 ms, llama.cp
 tokens), computing the tokens again 700 ms.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol

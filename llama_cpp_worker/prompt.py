@@ -3,8 +3,6 @@
 Knows requests and a model. Knows nothing of TorchServe and the engine.
 """
 
-from __future__ import annotations
-
 from llama_cpp_worker.chat_template import TemplateError
 from llama_cpp_worker.model import Model, PromptTooLong
 from llama_cpp_worker.request import ApiRequest, refusal

@@ -4,8 +4,6 @@ Knows the shapes of answers as OpenAI's API reference has them, with `timings` a
 sends them. Knows nothing of TorchServe, llama.cpp and the schedule.
 """
 
-from __future__ import annotations
-
 import codecs
 import json
 import time

@@ -6,8 +6,6 @@ Knows nothing of TorchServe, llama.cpp and the schedule.
 Not covered: tools, several prompts in one request, images and sound, best_of, and log probabilities of the prompt.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Knows logits and llama.cpp's samplers; nothing of batches, caches or text. Not thread-safe, like the model it serves.
 """
 
-from __future__ import annotations
-
 import ctypes
 import secrets
 from collections.abc import Sequence

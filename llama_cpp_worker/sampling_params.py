@@ -4,12 +4,10 @@ Shared by the worker, the client and the apps, so it imports the standard librar
 Knows nothing of HTTP, TorchServe and llama.cpp.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Self
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 256  # characters; text that may be the beginning of a stop string is not sent yet
@@ -110,7 +108,7 @@ class SamplingParams:
             raise InvalidParameter("ignore_eos", f"must be true or false, not {_shown(self.ignore_eos)}")
 
     @classmethod
-    def from_request(cls, body: Mapping[str, object]) -> SamplingParams:
+    def from_request(cls, body: Mapping[str, object]) -> Self:
         """The sampling parameters among `body`'s keys. null means the default; other keys are ignored."""
         given: dict[str, Any] = {name: body[name] for name in PARAMETER_NAMES if body.get(name) is not None}
         return cls(**given)

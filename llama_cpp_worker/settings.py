@@ -1,11 +1,10 @@
 """The worker's settings: the `handler:` part of model-config.yaml. Knows nothing of TorchServe and llama.cpp."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Self
 
 
 class SettingsError(RuntimeError):
@@ -24,7 +23,7 @@ class Settings:
     n_threads: int = 0
 
     @classmethod
-    def from_yaml(cls, config: Mapping[str, object] | None) -> Settings:
+    def from_yaml(cls, config: Mapping[str, object] | None) -> Self:
         """The settings in `config`, the content of model-config.yaml.
 
         An empty model_path is replaced by the variable LLAMA2_Q4_MODEL. Raises SettingsError.

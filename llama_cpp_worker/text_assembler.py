@@ -3,8 +3,6 @@
 Knows UTF-8 and stop strings. Knows nothing of models, requests or HTTP.
 """
 
-from __future__ import annotations
-
 import codecs
 from collections import deque
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 Knows TorchServe 0.12 (see docs/torchserve-facts.md). Knows nothing of models and requests.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

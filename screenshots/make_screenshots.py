@@ -3,8 +3,6 @@
 Uses the real TorchServe, the demo model and a real browser. Only the questions are chosen.
 """
 
-from __future__ import annotations
-
 import re
 import tempfile
 from pathlib import Path

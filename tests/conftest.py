@@ -3,8 +3,6 @@
 The servers are TorchServe with the packaged demo model, on free ports, each with a home of its own.
 """
 
-from __future__ import annotations
-
 import inspect
 import os
 from collections.abc import Callable, Iterator

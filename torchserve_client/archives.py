@@ -7,8 +7,6 @@ makes `llamacpp-1.1.tar.gz` and its twin; the version is also in the archive's m
 Not covered: archives in TorchServe's other format, .mar.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

@@ -3,12 +3,11 @@
 Not covered: https addresses, unix sockets as addresses.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -41,7 +40,7 @@ class ServerConfig:
         return self.home / "logs"
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str] | None = None) -> ServerConfig:
+    def load(cls, path: str | os.PathLike[str] | None = None) -> Self:
         """Reads `path`, else $TS_CONFIG_FILE, else the config.properties of the project."""
         file = Path(path or os.environ.get("TS_CONFIG_FILE") or PROJECT / "config.properties").resolve()
         properties = _read_properties(file)

@@ -6,11 +6,10 @@ to max_batch_delay. Such a request appears in no metric. TorchServe serves new r
 cannot refuse them (docs/torchserve-facts.md).
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 from torchserve_client.config import ServerConfig
 from torchserve_client.metrics import ARRIVED, MetricsSnapshot, scrape
@@ -51,7 +50,7 @@ class RequestCounts:
         return self.waiting + self.running
 
     @classmethod
-    def of(cls, model: ModelStatus, metrics: MetricsSnapshot) -> RequestCounts:
+    def of(cls, model: ModelStatus, metrics: MetricsSnapshot) -> Self:
         return cls(model.pending_requests, _running(metrics, model.workers))
 
 

@@ -1,7 +1,5 @@
 """Locks between programs. Each lock has its own file. The system releases the lock of a killed program."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

@@ -4,8 +4,6 @@ Knows the wire and the shape of error responses. Does not know which key a reque
 what a response means. Streamed responses are in torchserve_client/streaming.py.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

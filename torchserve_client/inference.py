@@ -5,8 +5,6 @@ Starts, stops and changes nothing: that is in torchserve_client/management.py.
 Not covered: several models, TorchServe's gRPC interface.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from llama_cpp_worker.sampling_params import SamplingParams

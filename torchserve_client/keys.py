@@ -3,8 +3,6 @@
 Does not know what the requests are about.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable

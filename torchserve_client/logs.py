@@ -3,8 +3,6 @@
 Only reads files. Not covered: rotated files (`ts_log.1.log.gz`); TorchServe rotates a log at 20 MB.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable

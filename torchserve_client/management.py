@@ -9,8 +9,6 @@ it becomes the default, because two versions need the memory twice.
 Not covered: several models.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from dataclasses import replace

@@ -6,8 +6,6 @@ nothing.
 Not covered: metrics of a GPU, and several models.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Mapping

@@ -3,12 +3,10 @@
 Knows nothing of Streamlit. Does not know whether a model is registered: torchserve_client/status.py.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from torchserve_client.config import ServerConfig, TorchServeError
 from torchserve_client.http import DESCRIPTION_TIMEOUT_SECONDS, MODEL_NAME, fetch
@@ -25,7 +23,7 @@ class ModelDescription:
     meta: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_models(cls, models: Any) -> ModelDescription:
+    def from_models(cls, models: Any) -> Self:
         """Out of the whole answer of `/v1/models`, whatever its shape."""
         entries = models.get("data") if isinstance(models, dict) else None
         first = entries[0] if isinstance(entries, list) and entries else None

@@ -3,8 +3,6 @@
 Not covered: processes of other users.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

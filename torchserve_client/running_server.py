@@ -6,8 +6,6 @@ which program or person started it.
 Not covered: processes of other users.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import socket

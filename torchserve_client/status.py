@@ -5,11 +5,9 @@ Uses the management key. Starts, stops and changes nothing: torchserve_client/ma
 Not covered: several models.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import psutil
 
@@ -88,7 +86,7 @@ class WorkerStatus:
         return "loading" if self.is_alive else "restarting"
 
     @classmethod
-    def from_describe(cls, raw: dict[str, Any]) -> WorkerStatus:
+    def from_describe(cls, raw: dict[str, Any]) -> Self:
         pid = raw.get("pid", 0)
         started = parse_instant(raw.get("startTime", ""))
         try:
@@ -131,7 +129,7 @@ class ModelStatus:
         return "loading" if any(worker.is_alive for worker in self.workers) else "failed"
 
     @classmethod
-    def from_describe(cls, raw: dict[str, Any]) -> ModelStatus:
+    def from_describe(cls, raw: dict[str, Any]) -> Self:
         queue = raw.get("jobQueueStatus", {})
         pending = queue.get("pendingRequests", 0)
         return cls(

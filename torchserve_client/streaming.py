@@ -4,8 +4,6 @@ Knows the wire and the events. Does not know which key is right and which server
 also before the response's headers have come. `requests` cannot do that, so this class keeps its connection's socket.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -1,7 +1,5 @@
 """The assistant's side of a conversation: an answer with its figures and buttons, redrawn while it is generated."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

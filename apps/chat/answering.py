@@ -7,8 +7,6 @@ Threads: the thread of an answer is the only one that changes it, under the cond
 all unfinished answers every SAVE_SECONDS.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 import time

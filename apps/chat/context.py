@@ -4,8 +4,6 @@ The server counts the tokens of every answer and its prompt; newer text is estim
 HTTP, files and pages.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

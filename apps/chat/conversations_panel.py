@@ -3,8 +3,6 @@
 The URL names the open conversation.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass

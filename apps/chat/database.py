@@ -3,8 +3,6 @@
 Knows nothing of what the tables mean; schema.py makes them.
 """
 
-from __future__ import annotations
-
 import os
 import sqlite3
 import threading

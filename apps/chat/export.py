@@ -3,8 +3,6 @@
 Knows the store and nothing of pages. An import always creates new conversations; it never overwrites one.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict

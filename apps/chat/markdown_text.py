@@ -7,8 +7,6 @@ Not covered: indented code blocks show `\\$` for `$` (fenced ones are right). Co
 character in it; the answer's copy button has the original.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 

@@ -4,8 +4,6 @@ A conversation is a tree, because a person can edit a question and request anoth
 is shown. Knows nothing of files, servers and pages.
 """
 
-from __future__ import annotations
-
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -77,7 +75,7 @@ class MessageTree:
         for message in messages:
             self._children.setdefault(message.parent_id, []).append(message.id)
 
-    def map(self, change: Callable[[Message], Message]) -> MessageTree:
+    def map(self, change: Callable[[Message], Message]) -> "MessageTree":
         return MessageTree([change(message) for message in self.messages.values()], self.leaf_id)
 
     def path(self, leaf_id: int | None = None) -> list[Message]:

@@ -4,8 +4,6 @@ Such a server gets the parameters of OpenAI's reference; the others (top_k, min_
 their defaults. Knows nothing of TorchServe's keys and states, and nothing of Streamlit.
 """
 
-from __future__ import annotations
-
 import time
 from typing import Any, Literal
 from urllib.parse import urlsplit

@@ -1,7 +1,5 @@
 """Simultaneous answers to one question: side by side, each with its figures, and the total of all."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import streamlit as st

@@ -5,8 +5,6 @@ therefore only queue an action; the next script run that reaches `run_pending()`
 Streamlit, so Streamlit cannot abort anything in here.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """The person's side of a conversation: a question exactly as it was typed, and its editor."""
 
-from __future__ import annotations
-
 import streamlit as st
 
 from apps.chat.answer_panel import draw_branches

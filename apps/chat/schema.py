@@ -3,8 +3,6 @@
 The file's `user_version` is the number of steps it has taken.
 """
 
-from __future__ import annotations
-
 import sqlite3
 from collections.abc import Iterator
 

@@ -4,8 +4,6 @@ SQLite's trigram index (schema.py) finds candidates quickly. It knows only seque
 every candidate, and words of one or two characters are looked up in all texts. Knows nothing of the open database.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 MIN_INDEXED_LENGTH = 3  # characters

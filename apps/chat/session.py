@@ -1,7 +1,5 @@
 """The pending actions of one browser tab, as callbacks and script runs reach them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec
 

@@ -4,8 +4,6 @@ The URL has them too, except texts that must not come from a link or be seen in 
 its key. A change takes effect in the next script run, so that it does not abort a run that streams an answer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -6,8 +6,6 @@ second and so sets its heartbeat (`written_at`); an unfinished answer without a 
 Knows nothing of servers and pages.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import time

@@ -3,8 +3,6 @@
 Joins the store, the running answers and the server. Knows nothing of pages.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial

@@ -5,8 +5,6 @@ Threads: the pages call the methods of Actions. The thread of an action changes 
 `outcome` last.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 The page reads the autoscaler's files. So all tabs show the same, also when the command line has started it.
 """
 
-from __future__ import annotations
-
 import time
 from dataclasses import astuple, replace
 from typing import Any

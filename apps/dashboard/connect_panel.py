@@ -4,8 +4,6 @@ The page shows the key only on request; the copy buttons always contain it. The 
 clients do not need it, and with it a program can run its own code on this machine.
 """
 
-from __future__ import annotations
-
 import json
 from datetime import UTC, datetime
 

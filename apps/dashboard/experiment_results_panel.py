@@ -3,8 +3,6 @@
 Reads saved records only and sends no request to the server.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import streamlit as st

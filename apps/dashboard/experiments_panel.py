@@ -4,8 +4,6 @@ An experiment runs in a thread of the app (experiments/background.py) and its me
 when the page is closed, and a reload or a second tab shows the same.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import streamlit as st

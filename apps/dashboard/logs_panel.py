@@ -1,7 +1,5 @@
 """The log files of TorchServe and the autoscaler: filter by level and text, follow, download. Keys are removed."""
 
-from __future__ import annotations
-
 import streamlit as st
 
 from autoscaler.control import output_file

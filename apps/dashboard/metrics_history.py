@@ -4,8 +4,6 @@ Knows nothing of Streamlit. Threads: viewers may call poll() and points() at the
 requests to TorchServe and writes the points; there is never more than one such thread.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import deque

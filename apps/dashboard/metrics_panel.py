@@ -1,7 +1,5 @@
 """The server's metrics as live charts on the server app's page. apps/dashboard/metrics_history.py collects them."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What the loaded model reports about itself, as a sentence. Knows nothing of Streamlit and sends no request."""
 
-from __future__ import annotations
-
 from typing import Any
 
 

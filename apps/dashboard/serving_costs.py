@@ -3,8 +3,6 @@
 The memory of a running worker is measured. Without one, the size of the model's file gives a lower bound.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from apps.dashboard.wording import megabytes

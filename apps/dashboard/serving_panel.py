@@ -3,8 +3,6 @@
 The choice follows the server until a person changes it.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import psutil

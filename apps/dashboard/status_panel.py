@@ -4,8 +4,6 @@ Each drawing queries the server and the system again. The session stores only th
 the use of a processor is the difference between two samples.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from dataclasses import replace

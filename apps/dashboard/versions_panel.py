@@ -3,8 +3,6 @@
 To roll back, a person makes an older version the default again. Its archive stays in the model store.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import streamlit as st

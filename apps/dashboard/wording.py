@@ -1,7 +1,5 @@
 """How the dashboard writes counts, sizes and durations. Knows nothing of Streamlit."""
 
-from __future__ import annotations
-
 
 def counted(number: int, noun: str) -> str:
     """A number with its noun, such as "1 worker" or "2 workers"."""

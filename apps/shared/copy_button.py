@@ -3,8 +3,6 @@
 The browser gets the text as a value, never as part of the script. The text is neither drawn nor logged.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import streamlit as st

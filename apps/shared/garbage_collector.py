@@ -1,7 +1,5 @@
 """Keeps Streamlit's garbage collection cheap, for both apps."""
 
-from __future__ import annotations
-
 import gc
 
 import streamlit as st

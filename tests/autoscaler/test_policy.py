@@ -1,7 +1,5 @@
 """When the autoscaler acts: on recorded loads (tests/support/record_load_curves.py), on edges, on any observations."""
 
-from __future__ import annotations
-
 import csv
 from dataclasses import fields, replace
 from pathlib import Path

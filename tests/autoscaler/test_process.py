@@ -3,8 +3,6 @@
 With a real TorchServe and a handler that needs no model. tests/dashboard/test_autoscaler_panel.py has the real load.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import signal

@@ -1,7 +1,5 @@
 """The chat's page in a real browser: its messages, buttons and files, for the browser tests."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Answers are generated in the background: saved while they stream, shown, stopped, never lost."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import threading

@@ -3,8 +3,6 @@
 Not covered: stop, closed tabs, timers and layout (test_client_browser.py), and TorchServe itself.
 """
 
-from __future__ import annotations
-
 import json
 import sqlite3
 import subprocess

@@ -1,7 +1,5 @@
 """The chat with TorchServe and the demo model in a real browser: stopping, simultaneous answers, a killed server."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Which messages are sent, and how much of the context window they take."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """A model's text as Markdown: prices, formulas, code, scripts of both directions, and never an image."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

@@ -1,7 +1,5 @@
 """Another server: the requests it gets, and the meaning of its responses."""
 
-from __future__ import annotations
-
 import json
 import threading
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The chat's page in a real browser against a scripted server: tabs, reload, stop, branches, safe text."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Saved conversations: no program loses a message, and a thousand conversations are listed quickly."""
 
-from __future__ import annotations
-
 import random
 import re
 import sqlite3

@@ -1,7 +1,5 @@
 """What the dashboard's tests share: a browser, a TorchServe without a model, and the app in front of each server."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest

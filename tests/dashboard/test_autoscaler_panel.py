@@ -3,8 +3,6 @@
 When the autoscaler adds and removes workers is tested in tests/autoscaler.
 """
 
-from __future__ import annotations
-
 import psutil
 from playwright.sync_api import Browser, Page, expect
 

@@ -1,7 +1,5 @@
 """The experiments as a person does them: a real browser and TorchServe; the demo model where its speed matters."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import re
@@ -168,9 +166,16 @@ def test_experiment_is_compared_with_an_earlier_one(page: Page, light_server: Se
     records.save(light_server, earlier)
     try:
         page.reload()
-        expect(page.get_by_role("button", name="Delete", exact=True)).to_be_visible()  # the page is complete
-        page.get_by_role("combobox", name="Compare with").click()
-        page.get_by_role("option").first.click()
+        choices = page.get_by_role("combobox", name="Compare with")
+        choice = page.get_by_role("option").first
+
+        def open_choices() -> bool:
+            """A refresh of the page may close the list."""
+            choices.press("ArrowDown")
+            return choice.is_visible()
+
+        wait_until(open_choices, what="the experiments to choose from")
+        choice.click()
         page.keyboard.press("Escape")  # closes the list, which hides the rest of the page
 
         rows = page.get_by_test_id("stTable").locator("tbody tr")

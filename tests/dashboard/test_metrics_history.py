@@ -1,7 +1,5 @@
 """How often the history requests metrics from TorchServe. A small HTTP server counts the requests in its place."""
 
-from __future__ import annotations
-
 import json
 import threading
 from collections import Counter

@@ -1,7 +1,5 @@
 """The metrics as a person sees them: a real browser, TorchServe and the demo model."""
 
-from __future__ import annotations
-
 import re
 
 from playwright.sync_api import Browser, expect

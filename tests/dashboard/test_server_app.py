@@ -3,8 +3,6 @@
 What needs a browser (timers, tabs, dialogs, the clipboard) is in test_server_browser.py.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -3,8 +3,6 @@
 What needs no browser is in test_server_app.py.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import re

@@ -1,7 +1,5 @@
 """What the settings cost, in words, from what was measured."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

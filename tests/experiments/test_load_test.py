@@ -1,7 +1,5 @@
 """The load test: its figures from plain numbers, its clients against a small real server."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Plans, saved records and the rows of the charts: plain values and files."""
 
-from __future__ import annotations
-
 import csv
 import io
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Experiments with a real TorchServe and a handler that needs no model. Each experiment must restore the settings."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Chat templates without a model: Hugging Face's conventions, the raw format, and continued answers."""
 
-from __future__ import annotations
-
 import pytest
 
 from llama_cpp_worker.chat_template import ChatTemplate, TemplateError

@@ -4,8 +4,6 @@ The lines of llama.cpp's log are those of its source for each kind of GPU (src/l
 this machine's processor they come from llama.cpp itself.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The engine's schedule with a scripted model: fast, and every token is known."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from typing import Any

@@ -4,8 +4,6 @@ Hypothesis draws 300 requests from a fixed seed, so that a failure can be repeat
 both: `FUZZ_REQUESTS=2000 python -m pytest tests/llama_cpp_worker/test_fuzz.py` takes some minutes.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import random

@@ -1,7 +1,5 @@
 """The handler without a server: TorchServe's own context, continuous batching, and a scripted model."""
 
-from __future__ import annotations
-
 import json
 import signal
 from collections.abc import Iterator, Sequence

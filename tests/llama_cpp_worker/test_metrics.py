@@ -1,7 +1,5 @@
 """What the engine's metrics report, and when: a drain must see every request at once."""
 
-from __future__ import annotations
-
 import pytest
 
 from llama_cpp_worker.engine import Engine, Request

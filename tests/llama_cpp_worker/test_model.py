@@ -1,7 +1,5 @@
 """The model with real files, the demo model and a tiny Llama 2: tokens, grammars, log probabilities."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Other people's clients, against TorchServe with its inference key: the openai package, LangChain, llm."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Which computed prefix a prompt reuses, and which sequences are saved when their slot is reassigned."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

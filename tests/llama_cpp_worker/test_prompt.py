@@ -1,7 +1,5 @@
 """The tokens of a prompt, and the refusals that need the model's vocabulary and window."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The wire outwards, without a server: what answers look like."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

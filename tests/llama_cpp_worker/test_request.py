@@ -1,7 +1,5 @@
 """The wire inwards, without a server: which requests are accepted, and how the others are refused."""
 
-from __future__ import annotations
-
 import pytest
 
 from llama_cpp_worker.constraint import compile_constraint

@@ -1,7 +1,5 @@
 """Sampling parameters: every value is either used or refused by name."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """The whole server over HTTP: TorchServe, its worker, llama.cpp and the demo model."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

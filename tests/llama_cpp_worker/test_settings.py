@@ -1,7 +1,5 @@
 """The worker's settings from model-config.yaml: defaults, what is refused, and where the model is."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """When text and tokens are released: whole characters only, and nothing of a stop string."""
 
-from __future__ import annotations
-
 import itertools
 
 from hypothesis import given

@@ -4,8 +4,6 @@
 another tokenizer instead; a test shows where it differs.
 """
 
-from __future__ import annotations
-
 import ctypes
 import json
 import re

@@ -1,7 +1,5 @@
 """The check of quantized GGUF files, with a tiny model and with the demo model."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import struct

@@ -1,7 +1,5 @@
 """The progress bar, in a terminal and in a log."""
 
-from __future__ import annotations
-
 import io
 import sys
 

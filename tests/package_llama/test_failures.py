@@ -1,7 +1,5 @@
 """package_llama.sh with fake tools that fail, hang or are killed: it prints one sentence and leaves no partial file."""
 
-from __future__ import annotations
-
 import json
 import os
 import pty

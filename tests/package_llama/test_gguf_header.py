@@ -1,7 +1,5 @@
 """Reading the heads of whole, cut and changed GGUF files."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from pathlib import Path
 

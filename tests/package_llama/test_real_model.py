@@ -3,8 +3,6 @@
 The full size of Llama 2 7B: benchmarks/packaging.py.
 """
 
-from __future__ import annotations
-
 import re
 import subprocess
 from pathlib import Path

@@ -3,8 +3,6 @@
 test_failures.py has its failures and interruptions, test_real_model.py runs it with the real tools.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

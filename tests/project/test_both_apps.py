@@ -1,7 +1,5 @@
 """Both apps in a browser, with TorchServe and the demo model: from a stopped server to an answer."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """.make/check_compiler.sh with a private PATH: its sentences on machines that cannot compile llama.cpp."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """README.md and docs/: their commands run as they are pasted, and what they name exists."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -1,7 +1,5 @@
 """Which package may import which, and which modules may import a foreign library."""
 
-from __future__ import annotations
-
 import ast
 import sys
 from fnmatch import fnmatch

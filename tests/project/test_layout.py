@@ -1,7 +1,5 @@
 """What git tracks: a root that is easy to scan, and no large file."""
 
-from __future__ import annotations
-
 import subprocess
 from pathlib import Path
 

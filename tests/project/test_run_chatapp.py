@@ -1,7 +1,5 @@
 """`make chat` from its start to Ctrl-C: what it prints is true, and nothing is left behind."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal
@@ -73,14 +71,15 @@ def test_chat_starts_everything_and_stops_it_on_ctrl_c(demo_store: Path, tmp_pat
         assert not any(is_listening(host, port) for _, host, port in config.ports)
     finally:
         process.kill()
+        reader.join()
+        process.stdout.close()
         torchserve_process.stop(config)
 
 
 def test_server_that_already_runs_is_used_and_left_running(tmp_path: Path) -> None:
     config = make_home(tmp_path / "home")
     write_chatting_archives(config)
-    with running_server(config):
-        process = start_chat(config)
+    with running_server(config), start_chat(config) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if "Press Ctrl-C" in line:

@@ -1,7 +1,5 @@
 """A real browser and real Streamlit apps, for browser tests and screenshots."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -4,8 +4,6 @@ It refuses to load with a batch size from the number in the file `refuse_batch_s
 config.properties. It fails every chat while there is a file `fail_chats`.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from tests.support.serving import write_echo_archives

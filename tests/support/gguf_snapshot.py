@@ -5,8 +5,6 @@ Knows what llama.cpp's converter does with such a snapshot (conversion/llama.py)
 Not covered: SentencePiece vocabularies.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

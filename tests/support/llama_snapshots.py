@@ -4,8 +4,6 @@ The vocabularies are llama.cpp's own test files, and the converter is llama.cpp'
 source archive, which is fetched once into .cache/.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import os

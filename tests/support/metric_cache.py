@@ -1,13 +1,11 @@
 """TorchServe's metric cache, replaced by one that has the last value of each metric."""
 
-from __future__ import annotations
-
 
 class MetricCache:
     def __init__(self) -> None:
         self.last: dict[str, float] = {}
 
-    def add_metric_to_cache(self, name: str, *_: object) -> Metric:
+    def add_metric_to_cache(self, name: str, *_: object) -> "Metric":
         return Metric(name, self.last)
 
 

@@ -3,8 +3,6 @@
 packaging_fixtures.py makes these copies.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 import stat
@@ -13,7 +11,7 @@ import subprocess
 import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import yaml
@@ -133,7 +131,7 @@ class Outcome:
     changes: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, way: str, process: subprocess.CompletedProcess[str], states: Path) -> Outcome:
+    def of(cls, way: str, process: subprocess.CompletedProcess[str], states: Path) -> Self:
         if way == BASH:
             return cls(process.returncode, process.stdout, process.stderr)
         end = re.search(r"^alive status=(\d+) model=(.*)\n\Z", process.stdout, re.MULTILINE)

@@ -1,7 +1,5 @@
 """Fixtures with copies of the project: for test files with `pytest_plugins = ["tests.support.packaging_fixtures"]`."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

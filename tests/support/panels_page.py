@@ -1,7 +1,5 @@
 """The server app's metrics and experiments without the rest of the page, so that their tests wait for nothing else."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 Run `python -m tests.support.record_load_curves` after `make package`. It writes tests/autoscaler/load_curves/*.csv.
 """
 
-from __future__ import annotations
-
 import csv
 import tempfile
 import threading

@@ -4,8 +4,6 @@ A token is a byte; END ends an answer. The model checks what llama.cpp demands: 
 at most n_batch tokens. `fail_with` makes the next decode fail. `clock` advances by a fixed time per token.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 from collections.abc import Sequence

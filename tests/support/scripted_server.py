@@ -1,7 +1,5 @@
 """A small HTTP server that speaks TorchServe's wire; a test scripts its responses."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

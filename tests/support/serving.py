@@ -1,7 +1,5 @@
 """A real TorchServe for tests: its folder, free ports, start and stop, and archives that need no model."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -6,8 +6,6 @@ tensors are written one by one: 7B takes 13.5 GB on the disk and 0.3 GB in memor
     python -m tests.support.synthetic_llama FOLDER [--layers 32] [--bin] [--seed 0]
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import random

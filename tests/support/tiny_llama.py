@@ -3,8 +3,6 @@
 It has 100 kB, and a real file format, tokenizer and chat template. It is for tests of tokens, not of answers.
 """
 
-from __future__ import annotations
-
 import struct
 from pathlib import Path
 

@@ -1,14 +1,12 @@
 """HTTP requests for the end-to-end tests. They do not use torchserve_client, which has separate tests."""
 
-from __future__ import annotations
-
 import json
 import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import requests
 
@@ -49,7 +47,7 @@ class Stream:
     ended_at: float | None = None
     has_begun: threading.Event = field(default_factory=threading.Event)
 
-    def start(self) -> Stream:
+    def start(self) -> Self:
         self._response: requests.Response | None = None
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
@@ -86,12 +84,12 @@ class Stream:
                 self.finish_reason = choice["finish_reason"] or self.finish_reason
             self.timings = event.get("timings", self.timings)
 
-    def wait_for_text(self) -> Stream:
+    def wait_for_text(self) -> Self:
         assert self.has_begun.wait(TIMEOUT), "no text came"
         assert self.text, self.failure
         return self
 
-    def finish(self) -> Stream:
+    def finish(self) -> Self:
         self._thread.join(TIMEOUT)
         assert not self._thread.is_alive(), "the stream did not end"
         return self

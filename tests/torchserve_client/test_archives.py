@@ -1,7 +1,5 @@
 """The archives in a model store: which are listed, twins, contents, and packaging the demo model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

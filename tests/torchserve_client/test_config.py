@@ -1,7 +1,5 @@
 """Reading config.properties: what is refused and where the file is. Needs no TorchServe."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

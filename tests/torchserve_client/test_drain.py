@@ -1,7 +1,5 @@
 """Changes while the real model answers: requests in progress finish, or are cut after a cancelled wait."""
 
-from __future__ import annotations
-
 import sys
 import threading
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The lock between programs: one holder, whatever program it is in, and none once that program is gone."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

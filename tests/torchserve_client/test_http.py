@@ -1,7 +1,5 @@
 """Requests whose response is read whole: their errors as sentences, and what is sent. Needs no TorchServe."""
 
-from __future__ import annotations
-
 import json
 import socket
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What the inference client sends. Its state on a real TorchServe is tested in test_management.py."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

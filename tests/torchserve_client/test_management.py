@@ -1,7 +1,5 @@
 """Registering, scaling and changing the model on a real TorchServe, with a handler that needs no model."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

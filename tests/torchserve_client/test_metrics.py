@@ -1,7 +1,5 @@
 """What two snapshots of the metrics mean, and whether the metrics of a real server are right."""
 
-from __future__ import annotations
-
 import psutil
 import pytest
 

@@ -1,7 +1,5 @@
 """Starting, finding and stopping a real TorchServe. Each test has its own home and its own ports."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

@@ -1,7 +1,5 @@
 """The rules of a streamed answer, against a small real HTTP server that can be slow or broken."""
 
-from __future__ import annotations
-
 import json
 import socket
 import threading

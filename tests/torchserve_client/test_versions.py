@@ -1,7 +1,5 @@
 """Two versions of the model on a real TorchServe: switching the default version, going back, and failures."""
 
-from __future__ import annotations
-
 import io
 import tarfile
 import threading
