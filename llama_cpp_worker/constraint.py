@@ -30,7 +30,7 @@ FIRST_SECONDS = 0.5
 SECONDS_PER_TOKEN = 0.01
 
 # One blank or one line break with indentation between the parts of JSON: with more, a small model fills its answer.
-JSON_OPTIONS: JsonCompileOptions = {
+JSON_OPTIONS: "JsonCompileOptions" = {
     "whitespace_pattern": r" |\n {0,20}",
     "item_separator": ",",
     "key_separator": ":",
