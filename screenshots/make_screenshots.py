@@ -36,6 +36,12 @@ def take_part(page: Page, first: Locator, last: Locator, name: str) -> None:
     page.screenshot(path=PICTURES / name, clip={"x": x, "y": y, "width": width, "height": height})
 
 
+def draw_architecture(browser: Browser) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 640})
+    page.goto((PICTURES / "architecture.svg").as_uri())
+    page.screenshot(path=PICTURES / "architecture.png")
+
+
 def picture_chat(browser: Browser, url: str) -> None:
     page = open_page(browser, f"{url}/?temperature=0.01&max_tokens=200", height=760)
     send(page, QUESTION)
@@ -72,12 +78,12 @@ def picture_experiment(browser: Browser, url: str) -> None:
     expect(chart.locator("canvas, svg").first).to_be_visible(timeout=TIMEOUT_MS)
     title = page.get_by_text("Tokens per second by batch size")
     title.scroll_into_view_if_needed()
-    take(page, "Experiments.png")
     take_part(page, title, chart, "batch_size.png")
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder, running_browser() as browser:
+        draw_architecture(browser)
         config = make_home(Path(folder) / "home", model_store=PROJECT / "model_store")
         with running_server(config):
             management = ManagementClient(config)
