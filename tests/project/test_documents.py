@@ -111,7 +111,7 @@ def test_every_module_that_a_document_runs_exists() -> None:
 
 def test_every_metric_is_documented() -> None:
     source = (PROJECT / "llama_cpp_worker" / "metrics.py").read_text()
-    assert set(re.findall(r"`(llamacpp_\w+)`", API)) == set(re.findall(r'"(llamacpp_\w+)": "', source))
+    assert set(re.findall(r"`(llamacpp_\w+)`", API)) == set(re.findall(r'"(llamacpp_\w+)"', source))
 
 
 def test_every_sampling_parameter_is_documented() -> None:
