@@ -4,12 +4,14 @@ import json
 import math
 from collections.abc import Iterator
 
+import jsonschema
 import pytest
 
 from llama_cpp_worker.chat_template import TemplateError
 from llama_cpp_worker.engine import Engine, Request
 from llama_cpp_worker.model import Model
 from llama_cpp_worker.sampling_params import SamplingParams
+from tests.llama_cpp_worker.schemas.sample import sample
 from tests.support.tiny_llama import write_tiny_llama
 from torchserve_client.config import PROJECT
 
@@ -115,6 +117,18 @@ def test_a_hot_answer_follows_its_schema_and_ends_with_it(demo: Model, seed: int
     answer = json.loads(request.take_text())
     assert request.finish_reason == "stop"
     assert isinstance(answer["name"], str) and 0 <= answer["age"] <= 120
+
+
+@pytest.mark.parametrize("number", range(4), ids=lambda number: f"OpenAI {number}")
+def test_an_answer_of_the_real_model_is_valid_against_a_schema_of_the_sample(demo: Model, number: int) -> None:
+    _, schema = list(sample())[number]
+    form = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": schema}}
+    request = complete(demo, "Make up an example.", max_tokens=300, response_format=form, temperature=0.7, seed=1)
+    text = request.take_text()
+    if request.finish_reason == "stop":
+        jsonschema.validate(json.loads(text), schema)
+    else:
+        assert (request.finish_reason, request.error, len(request.completion)) == ("length", None, 300)
 
 
 def test_a_grammar_leaves_an_answer_that_follows_it_anyway_as_it_is(demo: Model) -> None:
