@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import requests
 
+from tests.llama_cpp_worker.test_constraint import HOSTILE, hostile_params
 from tests.support.serving import wait_until
 from tests.support.wire import CHAT_PATH, MODEL_PATH, Stream, chat_body, engine_metrics, headers, post, stream_at_once
 from torchserve_client.config import ServerConfig
@@ -178,6 +179,27 @@ def check_bad_requests_among_good_ones(config: ServerConfig) -> None:
 
 def test_bad_requests_are_refused_while_good_ones_finish(server: ServerConfig) -> None:
     check_bad_requests_among_good_ones(server)
+
+
+def test_hostile_constraints_fail_alone_while_seven_others_stream_on(server: ServerConfig) -> None:
+    good = [Stream(server, chat_body(f"Count from {n}.", max_tokens=500, ignore_eos=True)) for n in range(7)]
+    for stream in good:
+        stream.start().wait_for_text()
+    for name in HOSTILE:
+        fields = hostile_params(name).to_request()
+        constraint: dict[str, Any] = {
+            field: fields[field] for field in ("grammar", "response_format") if field in fields
+        }
+        started = time.monotonic()
+        response = post(server, {**chat_body("Hello", max_tokens=3, temperature=0), **constraint}, CHAT_PATH)
+        n_streaming = sum(stream.ended_at is None for stream in good)
+        print(f"{name}: {response.status_code} after {time.monotonic() - started:.2f} s, {n_streaming} streaming")
+        assert n_streaming > 0, name
+        assert ("error" in response.json()) or response.json()["choices"][0]["finish_reason"] in ("stop", "length"), (
+            name
+        )
+    assert [(stream.finish().is_done, stream.failure) for stream in good] == [(True, None)] * 7
+    assert post(server, chat_body("Hello", max_tokens=3), CHAT_PATH).status_code == 200
 
 
 def test_an_unknown_path_is_404(server: ServerConfig) -> None:

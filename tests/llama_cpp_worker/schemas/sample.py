@@ -115,15 +115,11 @@ def _all() -> Iterator[tuple[str, Schema]]:
             yield kind, _zod_object({"value": part}, ["value"])
             yield kind, _zod_object({"id": {"type": "string"}, "value": part}, ["id"])
     for kind in TYPES:
+        optional: Any = kind | None if kind else kind
+        several: Any = list[kind]  # type: ignore[valid-type]
         yield "pydantic", create_model("One", value=(kind, ...)).model_json_schema()
-        yield (
-            "pydantic",
-            create_model("Two", name=(str, ...), value=(kind | None if kind else kind, None)).model_json_schema(),
-        )
-        yield (
-            "pydantic",
-            create_model("Many", values=(list.__class_getitem__(kind), Field(max_length=3))).model_json_schema(),
-        )
+        yield "pydantic", create_model("Two", name=(str, ...), value=(optional, None)).model_json_schema()
+        yield "pydantic", create_model("Many", values=(several, Field(max_length=3))).model_json_schema()
     zod = json.loads((HERE / "zod.json").read_text(encoding="utf-8"))["zod 4"]
     for part in zod:
         yield "zod 4", _zod_object({"list": {"type": "array", "items": part}}, ["list"])
