@@ -3,34 +3,59 @@
 Knows the store and nothing of pages. An import always creates new conversations; it never overwrites one.
 """
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
-from typing import Any
 
-from apps.chat.messages import NOT_STORED, TITLE_LENGTH, Conversation, Message, clean_figures, random_id
+import msgspec
+
+from apps.chat.messages import TITLE_LENGTH, Conversation, Message, clean_figures, random_id
 from apps.chat.store import ChatStore
 
 FORMAT = "llama-2-chatbot"
 VERSION = 1
-LATEST_TIME = 1e11  # seconds since 1970: year 5138; Python cannot print times after the year 9999
 
 
 class ImportFailed(Exception):
     """The file was not made by `export_json`, or is damaged; the message says what is wrong with it."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedConversation(Conversation):
+    """A conversation with all its branches; every message stands after the one it follows."""
+
+    messages: list[Message]
+
+    def __post_init__(self) -> None:
+        ids: set[int | None] = {None}
+        for message in self.messages:
+            if message.parent_id not in ids:
+                raise ValueError(f"message {message.id} comes before the one it follows")
+            if not all(isinstance(message.figures.get(name, {}), dict) for name in ("usage", "timings")):
+                raise ValueError(f"message {message.id} has wrong figures")
+            ids.add(message.id)
+        if self.leaf_id not in ids:
+            raise ValueError(f"there is no message {self.leaf_id}")
+
+
+@dataclass(frozen=True, slots=True)
+class ExportFile:
+    """The file's fields; their types, and those of a message, are what an import checks."""
+
+    conversations: list[ExportedConversation]
+    format: str = FORMAT
+    version: int = VERSION
+
+
 def export_json(store: ChatStore, conversation_ids: Sequence[str]) -> str:
     """The conversations with all their branches."""
-    conversations = []
-    for conversation_id in conversation_ids:
-        conversation = store.get(conversation_id)
+    exported = []
+    for conversation in map(store.get, conversation_ids):
         if conversation is not None:
-            messages = [_message_fields(message) for message in store.tree(conversation_id).messages.values()]
-            conversations.append(asdict(conversation) | {"messages": messages})
-    document = {"format": FORMAT, "version": VERSION, "conversations": conversations}
-    return json.dumps(document, ensure_ascii=False, indent=1)
+            values = {field.name: getattr(conversation, field.name) for field in fields(conversation)}
+            messages = list(store.tree(conversation.id).messages.values())
+            exported.append(ExportedConversation(**values, messages=messages))
+    return msgspec.json.format(msgspec.json.encode(ExportFile(exported)), indent=1).decode()
 
 
 def import_json(store: ChatStore, text: str | bytes) -> list[str]:
@@ -39,24 +64,19 @@ def import_json(store: ChatStore, text: str | bytes) -> list[str]:
     Raises ImportFailed, and then adds nothing; raises StoreError.
     """
     try:
-        document = json.loads(text)
+        document = msgspec.json.decode(text)
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise ImportFailed("The file is not an export of this chat: choose one that Export has made.")
+        if (version := document.get("version")) != VERSION:
+            raise ImportFailed(f"The file has version {str(version)[:20]!r}, and this program knows {VERSION}.")
+        imported = [_cleaned(conversation) for conversation in msgspec.convert(document, ExportFile).conversations]
     except RecursionError as error:
         raise ImportFailed("The file is nested too deeply: choose one that Export has made.") from error
-    except ValueError as error:
-        raise ImportFailed(f"The file is not JSON ({error}): choose one that Export has made.") from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise ImportFailed("The file is not an export of this chat: choose one that Export has made.")
-    if document.get("version") != VERSION:
-        raise ImportFailed(
-            f"The file has version {str(document.get('version'))[:20]!r}, and this program knows {VERSION}."
-        )
-    try:
-        imported = [_conversation_from(entry) for entry in document["conversations"]]
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-        raise ImportFailed(f"The file is damaged ({error!r}): export it again.") from error
-    for conversation, messages in imported:
-        store.add(conversation, messages)
-    return [conversation.id for conversation, _ in imported]
+    except msgspec.DecodeError as error:
+        raise ImportFailed(f"The file is damaged or not JSON ({error}): choose one that Export has made.") from error
+    for conversation in imported:
+        store.add(conversation, conversation.messages)
+    return [conversation.id for conversation in imported]
 
 
 def as_markdown(store: ChatStore, conversation_id: str) -> str:
@@ -73,76 +93,10 @@ def as_markdown(store: ChatStore, conversation_id: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _message_fields(message: Message) -> dict[str, Any]:
-    return {name: value for name, value in asdict(message).items() if name not in NOT_STORED}
-
-
-def _conversation_from(entry: dict[str, Any]) -> tuple[Conversation, list[Message]]:
-    messages: dict[int, Message] = {}
-    for fields in entry["messages"]:
-        message = _message_from(fields)
-        if message.parent_id is not None and message.parent_id not in messages:
-            raise ValueError(f"message {message.id} comes before the one it follows")
-        messages[message.id] = message
-    leaf = entry["leaf_id"]
-    if leaf is not None and leaf not in messages:
-        raise ValueError(f"there is no message {leaf}")
-    conversation = Conversation(
-        id=random_id(),
-        title=_text(entry["title"])[:TITLE_LENGTH],
-        settings={name: value for name, value in entry["settings"].items() if not isinstance(value, dict | list)},
-        leaf_id=leaf,
-        created_at=_time(entry["created_at"]),
-        updated_at=_time(entry["updated_at"]),
-    )
-    return conversation, list(messages.values())
-
-
-def _message_from(fields: dict[str, Any]) -> Message:
-    values = {name: check(fields[name]) for name, check in CHECKS.items()}
-    values["ended"] = values["ended"] or "cut"  # it was exported while it was generated
-    return Message(id=_of_type(fields["id"], int), parent_id=fields["parent_id"], **values)
-
-
-def _role(value: Any) -> str:
-    if value not in ("user", "assistant"):
-        raise ValueError(f"there is no role {str(value)[:80]!r}")
-    return str(value)
-
-
-def _figures(value: Any) -> dict[str, Any]:
-    for name in ("usage", "timings"):
-        _of_type(value.get(name, {}), dict)
-    return clean_figures(value)
-
-
-def _text(value: Any) -> str:
-    text: str = _of_type(value, str)
-    if text != text.encode("utf-8", "ignore").decode():
-        raise ValueError("a text has half a character")  # of a surrogate pair, which SQLite and Streamlit refuse
-    return text
-
-
-def _time(value: Any) -> float:
-    if not 0 <= float(value) <= LATEST_TIME:
-        raise ValueError(f"{value!r} is no time")
-    return float(value)
-
-
-def _of_type(value: Any, kind: type) -> Any:
-    if not isinstance(value, kind):
-        raise TypeError(f"{str(value)[:80]!r} is not of type {kind.__name__}")
-    return value
-
-
-CHECKS: dict[str, Callable[[Any], Any]] = {
-    "role": _role,
-    "text": _text,
-    "ended": _text,
-    "problem": _text,
-    "figures": _figures,
-    "is_raw": bool,
-    "is_left_out": bool,
-    "together": lambda value: None if value is None else _text(value),
-    "created_at": _time,
-}
+def _cleaned(conversation: ExportedConversation) -> ExportedConversation:
+    messages = [
+        # An answer that was exported while it was generated has no reason of its end.
+        replace(message, ended=message.ended or "cut", figures=clean_figures(message.figures))
+        for message in conversation.messages
+    ]
+    return replace(conversation, id=random_id(), title=conversation.title[:TITLE_LENGTH], messages=messages)

@@ -7,11 +7,14 @@ is shown. Knows nothing of files, servers and pages.
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
 
 TITLE_LENGTH = 60  # characters
 FIGURE_OBJECTS = ("usage", "timings", "prompt_tokens_details")  # of the OpenAI API, with numbers in them
 LARGEST_FIGURE = 1e15
+Time = Annotated[float, Meta(ge=0, le=1e11)]  # seconds since 1970; Python cannot print times after the year 9999
 NOT_STORED = ("phase", "percent")  # fields of Message, of an answer that this process generates
 
 
@@ -30,7 +33,7 @@ class Message:
 
     id: int
     parent_id: int | None
-    role: str
+    role: Literal["user", "assistant"]
     text: str
     ended: str
     problem: str = ""
@@ -38,21 +41,21 @@ class Message:
     is_raw: bool = False
     is_left_out: bool = False
     together: str | None = None
-    created_at: float = 0.0
+    created_at: Time = 0.0
     phase: str = ""
     percent: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A conversation without its messages; times are seconds since 1970."""
+    """A conversation without its messages."""
 
     id: str
     title: str
-    settings: dict[str, Any]
+    settings: dict[str, str | int | float | bool | None]
     leaf_id: int | None
-    created_at: float
-    updated_at: float
+    created_at: Time
+    updated_at: Time
 
 
 @dataclass(frozen=True, slots=True)
