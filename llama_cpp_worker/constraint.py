@@ -100,6 +100,7 @@ def compile_constraint(params: SamplingParams) -> str | None:
     return _compile_grammar(params.grammar)
 
 
+@lru_cache(maxsize=8)  # checked at the wire, and used by the sampler of each choice
 def _compile_grammar(text: str) -> str:
     try:
         text.encode()
