@@ -48,8 +48,8 @@ def _observation(row: dict[str, str]) -> Observation:
     values: dict[str, float | bool] = {}
     for field in fields(Observation):
         text = row[field.name]
-        values[field.name] = text == "True" if field.type == "bool" else float(text)
-        if field.type == "int":
+        values[field.name] = text == "True" if field.type is bool else float(text)
+        if field.type is int:
             values[field.name] = int(text)
     return Observation(**values)  # type: ignore[arg-type]
 
