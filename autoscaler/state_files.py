@@ -3,12 +3,11 @@
 The autoscaler, the server app and the command line use them. Knows nothing of processes.
 """
 
-import json
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal
 
 from autoscaler.policy import Observation, Policy
-from experiments.json_file import read_json, write_whole
+from experiments.json_file import read_json, unreadable, write_json
 from torchserve_client.config import ServerConfig
 
 POLICY_FILE = "autoscaler_policy.json"
@@ -43,33 +42,25 @@ class AutoscalerReport:
 
 def read_policy(config: ServerConfig) -> Policy:
     """Returns the default policy if there is no file. Raises TorchServeError for an invalid one."""
-    return read_json(config.logs / POLICY_FILE, _policy_from) or Policy()
+    file = config.logs / POLICY_FILE
+    policy = read_json(file, Policy) or Policy()
+    try:
+        policy.check()
+    except ValueError as error:
+        raise unreadable(file, error) from error
+    return policy
 
 
 def write_policy(config: ServerConfig, policy: Policy) -> None:
     """A running autoscaler follows it from its next observation on. Raises ValueError for an invalid policy."""
     policy.check()
-    write_whole(config.logs / POLICY_FILE, json.dumps(asdict(policy), indent=1))
+    write_json(config.logs / POLICY_FILE, policy)
 
 
 def read_report(config: ServerConfig) -> AutoscalerReport | None:
     """Returns the report of the newest autoscaler, running or not. Raises TorchServeError for an invalid file."""
-    return read_json(config.logs / REPORT_FILE, _report_from)
+    return read_json(config.logs / REPORT_FILE, AutoscalerReport)
 
 
 def write_report(config: ServerConfig, report: AutoscalerReport) -> None:
-    write_whole(config.logs / REPORT_FILE, json.dumps(asdict(report), indent=1))
-
-
-def _policy_from(fields: dict[str, Any]) -> Policy:
-    policy = Policy(**fields)
-    policy.check()
-    return policy
-
-
-def _report_from(fields: dict[str, Any]) -> AutoscalerReport:
-    observation = Observation(**fields["observation"]) if fields["observation"] else None
-    log = tuple(LogEntry(**entry) for entry in fields["log"])
-    if unknown := {entry.kind for entry in log} - set(get_args(EntryKind)):
-        raise ValueError(f"unknown kind of entry: {', '.join(unknown)}")
-    return AutoscalerReport(fields["pid"], fields["at"], fields["activity"], observation, log)
+    write_json(config.logs / REPORT_FILE, report)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from experiments.load_test import print_summary
-from experiments.plan import SWEEPS, Plan, values_from
+from experiments.plan import SWEEPS, Plan
 from experiments.prompts import PROMPT_SETS
 from experiments.records import ExperimentRecord, record_file, to_csv
 from experiments.restore import restore_setup
@@ -25,16 +25,20 @@ def main() -> int:
     parser.add_argument("--requests", type=int, help="of each run (default: 4 for each client of the largest)")
     parser.add_argument("--max-tokens", type=int, default=64, help="tokens of each answer (default %(default)s)")
     parser.add_argument("--prompts", choices=PROMPT_SETS, default="short", help="which prompts (default %(default)s)")
-    parser.add_argument("--sweep", metavar="NAME=VALUES", help=f"one of {', '.join(SWEEPS)}, like batch_size=1,4,8")
+    sweeps = f"one of {', '.join(SWEEPS)}, like batch_size=1,4,8"
+    parser.add_argument("--sweep", metavar="NAME=VALUES", default="", help=sweeps)
     parser.add_argument("--csv", type=Path, help="file for the figures")
     parser.add_argument("--restore", action="store_true", help="put back what a killed experiment changed, and end")
     arguments = parser.parse_args()
+    sweep, _, values = arguments.sweep.partition("=")
     try:
         config = ServerConfig.load()
         if arguments.restore:
             restore_setup(config, print)
             return 0
-        plan = _plan(arguments)
+        plan = Plan.from_texts(
+            arguments.clients, arguments.requests, arguments.prompts, arguments.max_tokens, sweep, values
+        )
         record = _run(config, plan)
     except (TorchServeError, InvalidParameter) as error:
         print(error, file=sys.stderr)
@@ -46,19 +50,6 @@ def main() -> int:
     if arguments.csv:
         arguments.csv.write_text(to_csv([record]))
     return 0 if record.state == "done" else 1
-
-
-def _plan(arguments: argparse.Namespace) -> Plan:
-    clients = tuple(int(number) for number in values_from("clients", arguments.clients))
-    sweep, _, values = (arguments.sweep or "").partition("=")
-    return Plan(
-        clients=clients,
-        requests=arguments.requests or 4 * max(clients, default=1),
-        prompts=arguments.prompts,
-        max_tokens=arguments.max_tokens,
-        sweep=sweep or None,
-        values=values_from(sweep, values) if sweep else (),
-    )
 
 
 def _run(config: ServerConfig, plan: Plan) -> ExperimentRecord:

@@ -38,7 +38,7 @@ class BackgroundExperiments:
         return self.is_running and self._experiment is not None and not self.is_cancelled
 
     def start(self, plan: Plan) -> None:
-        """Does nothing while something runs. Raises InvalidParameter for a plan that cannot be carried out."""
+        """Does nothing while something runs."""
         experiment = Experiment(self._config, plan, self._set_progress)
         self._begin(experiment.run, experiment)
 

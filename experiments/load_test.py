@@ -227,10 +227,9 @@ def print_summary(summary: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    """`python -m experiments.load_test --clients 8` sends to the TorchServe of config.properties, or to any --url."""
-    parser = argparse.ArgumentParser(
-        description="Simultaneous chat requests, measured once. `python -m experiments --help` varies the settings."
-    )
+    """Sends to the TorchServe of config.properties, or to any --url."""
+    description = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m experiments.load_test", description=description)
     parser.add_argument("--clients", type=int, default=8, help="requests open at once, at most (default %(default)s)")
     parser.add_argument("--requests", type=int, help="requests in all (default: 4 for each client)")
     parser.add_argument("--max-tokens", type=int, default=64, help="tokens of each answer (default %(default)s)")

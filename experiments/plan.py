@@ -5,7 +5,7 @@ Plain values. Knows no server and no file.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from experiments.prompts import PROMPT_SETS
 from llama_cpp_worker.sampling_params import Bounds, InvalidParameter
@@ -42,11 +42,6 @@ class Setup:
     @classmethod
     def of(cls, status: ModelStatus) -> Self:
         return cls(status.settings, status.archive, status.batching)
-
-    @classmethod
-    def from_fields(cls, fields: dict[str, Any]) -> Self:
-        """The opposite of asdict(). Raises KeyError or TypeError for other fields."""
-        return cls(ServingSettings(**fields["settings"]), fields["archive"], fields["batching"])
 
     def varied(self, sweep: str, value: Value) -> "Setup":
         """Returns this setup with one of SWEEPS set to `value`.
@@ -88,10 +83,19 @@ class Plan:
     values: tuple[Value, ...] = ()
 
     @classmethod
-    def from_fields(cls, fields: dict[str, Any]) -> Self:
-        """The opposite of asdict(). Raises KeyError or TypeError for other fields."""
-        lists = {name: tuple(fields[name]) for name in ("clients", "values")}
-        return cls(**{**fields, **lists})
+    def from_texts(
+        cls, clients: str, requests: int | None, prompts: str, max_tokens: int, sweep: str, values: str
+    ) -> Self:
+        """Parses what a person has typed. `sweep` is "" for none; `requests` is by default 4 for each client.
+
+        Raises InvalidParameter (a ValueError) for a plan that cannot be carried out.
+        """
+        numbers = tuple(int(number) for number in values_from("clients", clients))
+        if requests is None:
+            requests = 4 * max(numbers, default=1)
+        plan = cls(numbers, requests, prompts, max_tokens, sweep or None, values_from(sweep, values) if sweep else ())
+        plan.check()
+        return plan
 
     def check(self) -> None:
         """Raises InvalidParameter (a ValueError) for a plan that cannot be carried out."""

@@ -5,16 +5,15 @@ The files are in the folder `experiment_runs` beside config.properties. The newe
 
 import csv
 import io
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from experiments.json_file import read_json, write_whole
+from experiments.json_file import read_json, to_json, write_json
 from experiments.load_test import PERCENTILES, Run, Sample
-from experiments.plan import SWEEPS, Plan, Setup, Value
+from experiments.plan import Plan, Setup, Value
 from torchserve_client.config import ServerConfig, TorchServeError
 
 MAX_RECORDS = 50
@@ -39,11 +38,6 @@ class MeasuredPoint:
         # No page shows the texts and the times of their pieces, and they are most of a sample.
         samples = tuple(replace(sample, events=(), text="") for sample in run.samples)
         return cls(value, clients, setup, run.summary(), samples)
-
-    @classmethod
-    def from_fields(cls, fields: dict[str, Any]) -> Self:
-        samples = tuple(Sample(**{**sample, "events": tuple(sample["events"])}) for sample in fields["samples"])
-        return cls(fields["value"], fields["clients"], Setup.from_fields(fields["setup"]), fields["summary"], samples)
 
     @property
     def first_error(self) -> str | None:
@@ -77,19 +71,8 @@ class ExperimentRecord:
         """The points with at least one answer."""
         return tuple(point for point in self.points if point.has_answers)
 
-    def to_json(self) -> str:
-        return json.dumps({**asdict(self), "started": self.started.isoformat()}, indent=1)
-
-    @classmethod
-    def from_fields(cls, fields: dict[str, Any]) -> Self:
-        """Parses the decoded value of to_json(). Raises ValueError, KeyError or TypeError for other values."""
-        parsed = {
-            "started": datetime.fromisoformat(fields["started"]),
-            "plan": Plan.from_fields(fields["plan"]),
-            "base": Setup.from_fields(fields["base"]),
-            "points": tuple(MeasuredPoint.from_fields(point) for point in fields["points"]),
-        }
-        return cls(**{**fields, **parsed})
+    def to_json(self) -> bytes:
+        return to_json(self)
 
 
 def new_record_id() -> str:
@@ -111,7 +94,7 @@ def record_ids(config: ServerConfig) -> list[str]:
 
 def save(config: ServerConfig, record: ExperimentRecord) -> None:
     """Writes a record, and removes the oldest ones beyond MAX_RECORDS."""
-    write_whole(record_file(config, record.id), record.to_json())
+    write_json(record_file(config, record.id), record)
     for old_id in record_ids(config)[MAX_RECORDS:]:
         delete(config, old_id)
 
@@ -119,7 +102,7 @@ def save(config: ServerConfig, record: ExperimentRecord) -> None:
 def load(config: ServerConfig, record_id: str) -> ExperimentRecord:
     """Raises TorchServeError if there is no valid record with this id."""
     file = record_file(config, record_id)
-    record = read_json(file, ExperimentRecord.from_fields)
+    record = read_json(file, ExperimentRecord)
     if record is None:
         raise TorchServeError(f"{file} does not exist.")
     return record
@@ -130,31 +113,23 @@ def delete(config: ServerConfig, record_id: str) -> None:
 
 
 TIME_COLUMNS = ("first_token_ms", "per_token_ms", "latency_ms")
-COUNT_COLUMNS = (
-    *("requests", "errors", "seconds", "tokens_per_second"),
-    *("prompt_tokens", "cached_tokens", "completion_tokens"),
-)
-CSV_COLUMNS = (
-    *("experiment", "started", "model", "state", "prompts", "max_tokens", "clients"),
-    *SWEEPS,
-    *COUNT_COLUMNS,
-    *(f"{name}_p{percent}" for name in TIME_COLUMNS for percent in PERCENTILES),
-    "first_error",
-)
 
 
 def to_csv(records: Iterable[ExperimentRecord]) -> str:
-    """One line for each run, with times in milliseconds."""
+    """One line for each run, with times in milliseconds. Empty without runs."""
+    rows = [_csv_row(record, point) for record in records for point in record.points]
+    if not rows:
+        return ""
     text = io.StringIO()
-    writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
-    for record in records:
-        writer.writerows(_csv_row(record, point) for point in record.points)
+    writer.writerows(rows)
     return text.getvalue()
 
 
 def _csv_row(record: ExperimentRecord, point: MeasuredPoint) -> dict[str, object]:
-    times = {f"{name}_{at}": value for name in TIME_COLUMNS for at, value in point.summary[name].items()}
+    counts = {name: value for name, value in point.summary.items() if name not in ("target", *TIME_COLUMNS)}
+    times = {f"{name}_p{at}": point.summary[name].get(f"p{at}") for name in TIME_COLUMNS for at in PERCENTILES}
     return {
         "experiment": record.id,
         "started": record.started.isoformat(timespec="seconds"),
@@ -165,7 +140,7 @@ def _csv_row(record: ExperimentRecord, point: MeasuredPoint) -> dict[str, object
         "clients": point.clients,
         **asdict(point.setup.settings),
         "batching": point.setup.batching,
-        **{name: point.summary[name] for name in COUNT_COLUMNS},
+        **counts,
         **times,
         "first_error": point.first_error or "",
     }

@@ -4,13 +4,11 @@ The lock lets one experiment at a time run against a server, in any program. A n
 must serve after the experiment. A killed program leaves the note, and the next program can restore the settings.
 """
 
-import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from pathlib import Path
 
-from experiments.json_file import read_json, write_whole
+from experiments.json_file import read_json, write_json
 from experiments.plan import Setup
 from experiments.records import records_folder
 from torchserve_client.config import ServerConfig, TorchServeError
@@ -46,11 +44,11 @@ def restore_note_file(config: ServerConfig) -> Path:
 
 def read_restore_note(config: ServerConfig) -> Setup | None:
     """Returns the setup before the experiment that runs or was killed. None: there is nothing to restore."""
-    return read_json(restore_note_file(config), Setup.from_fields)
+    return read_json(restore_note_file(config), Setup)
 
 
 def write_restore_note(config: ServerConfig, setup: Setup) -> None:
-    write_whole(restore_note_file(config), json.dumps(asdict(setup)))
+    write_json(restore_note_file(config), setup)
 
 
 def discard_restore_note(config: ServerConfig) -> None:

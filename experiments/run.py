@@ -23,7 +23,7 @@ from experiments.records import EndState, ExperimentRecord, MeasuredPoint, new_r
 from experiments.restore import ExperimentFailed
 from llama_cpp_worker.sampling_params import InvalidParameter
 from torchserve_client.config import ServerConfig, TorchServeError
-from torchserve_client.inference import InferenceClient
+from torchserve_client.http import MODEL_NAME
 from torchserve_client.management import ManagementClient
 
 WARM_UP_TOKENS = 8
@@ -59,11 +59,10 @@ class ExperimentProgress:
 class Experiment:
     """One experiment. Call run() once. Any thread may call cancel().
 
-    `on_progress` is called in the clients' threads, too. Raises InvalidParameter for a plan that cannot be carried out.
+    `on_progress` is called in the clients' threads, too.
     """
 
     def __init__(self, config: ServerConfig, plan: Plan, on_progress: Callable[[ExperimentProgress], None]) -> None:
-        plan.check()
         self._config = config
         self._plan = plan
         self._on_progress = on_progress
@@ -84,7 +83,7 @@ class Experiment:
         """
         with restore.experiment_lock(self._config):
             base = self._current_setup()
-            started, model = datetime.now(UTC), self._model_name()
+            started = datetime.now(UTC)
             restore.write_restore_note(self._config, base)
             state: EndState = "done"
             reason = ""
@@ -99,7 +98,7 @@ class Experiment:
             if problem:
                 state, reason = "failed", f"{reason} {problem}".strip()
             points = tuple(self._points)
-            record = ExperimentRecord(new_record_id(), started, model, self._plan, base, points, state, reason)
+            record = ExperimentRecord(new_record_id(), started, MODEL_NAME, self._plan, base, points, state, reason)
             save(self._config, record)
             return record
 
@@ -116,9 +115,6 @@ class Experiment:
         except InvalidParameter as error:
             raise ExperimentFailed(f"An experiment could not put the settings back: {error}.") from error
         return Setup.of(status)
-
-    def _model_name(self) -> str:
-        return str(InferenceClient(self._config).models()["data"][0]["id"])
 
     def _measure(self, base: Setup) -> None:
         for value in self._plan.steps:

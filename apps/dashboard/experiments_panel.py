@@ -11,7 +11,7 @@ import streamlit as st
 from apps.dashboard.experiment_results_panel import show_results
 from apps.dashboard.wording import counted, duration
 from experiments.background import BackgroundExperiments
-from experiments.plan import BATCHINGS, MAX_VALUES, PLAN_BOUNDS, SWEEPS, Plan, values_from
+from experiments.plan import BATCHINGS, MAX_VALUES, PLAN_BOUNDS, SWEEPS, Plan
 from experiments.prompts import PROMPT_SETS
 from experiments.restore import discard_restore_note, is_running, unrestored_setup
 from experiments.run import ExperimentProgress
@@ -122,7 +122,7 @@ def _show_form(background: BackgroundExperiments, is_disabled: bool) -> None:
     )
     plan = None
     try:
-        plan = _plan("" if sweep == NO_SWEEP else sweep, values, clients, requests, prompts, max_tokens)
+        plan = Plan.from_texts(clients, requests, prompts, max_tokens, "" if sweep == NO_SWEEP else sweep, values)
         st.caption(_effort(plan))
     except InvalidParameter as error:
         st.error(f"{LABELS.get(error.name, error.name)}: {error.problem}.", icon=":material/error:")
@@ -138,19 +138,6 @@ def _show_form(background: BackgroundExperiments, is_disabled: bool) -> None:
 
 def _bounds(name: str) -> tuple[int, int]:
     return int(PLAN_BOUNDS[name].low), int(PLAN_BOUNDS[name].high)
-
-
-def _plan(sweep: str, values: str, clients: str, requests: int, prompts: str, max_tokens: int) -> Plan:
-    plan = Plan(
-        clients=tuple(int(number) for number in values_from("clients", clients)),
-        requests=requests,
-        prompts=prompts,
-        max_tokens=max_tokens,
-        sweep=sweep or None,
-        values=values_from(sweep, values) if sweep else (),
-    )
-    plan.check()
-    return plan
 
 
 def _effort(plan: Plan) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from experiments import charts, records
-from experiments.json_file import write_whole
 from experiments.load_test import Run, Sample
 from experiments.plan import BATCHINGS, Plan, Setup, Value, values_from
 from experiments.records import ExperimentRecord, MeasuredPoint
@@ -169,7 +168,8 @@ def test_deleted_record_is_gone(config: ServerConfig) -> None:
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"plan": 3}'])
 def test_invalid_record_file_is_named(config: ServerConfig, text: str) -> None:
-    write_whole(records.record_file(config, "broken"), text)
+    records.records_folder(config).mkdir()
+    records.record_file(config, "broken").write_text(text)
 
     with pytest.raises(TorchServeError, match=r"run-broken\.json cannot be read .*: delete it"):
         records.load(config, "broken")

@@ -28,6 +28,7 @@ from tests.support.chatting_handler import fail_file, write_chatting_archives
 from tests.support.serving import make_home, running_server, wait_until
 from torchserve_client import process as torchserve_process
 from torchserve_client.config import PROJECT, ServerConfig
+from torchserve_client.http import MODEL_NAME
 from torchserve_client.management import ManagementClient
 from torchserve_client.status import ServingSettings
 
@@ -80,7 +81,7 @@ def test_sweep_measures_each_value_and_saves_the_record(server: ServerConfig) ->
     record = Experiment(server, PLAN, progress.append).run()
 
     assert record.state == "done", record.reason
-    assert record.model == "chatting"
+    assert record.model == MODEL_NAME
     assert [(point.value, point.clients, point.setup.settings.batch_size) for point in record.points] == [
         (1, 2, 1),
         (4, 2, 4),
