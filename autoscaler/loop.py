@@ -40,7 +40,6 @@ class Autoscaler:
         self._config = config
         self._management = ManagementClient(config)
         self._stops: queue.SimpleQueue[None] = queue.SimpleQueue()  # an Event is not safe in a signal handler
-        self._is_stopped = False
         self._trend = Trend()
         self._waiting: tuple[Arrivals, ...] = ()
         self._retry_at = 0.0
@@ -66,7 +65,7 @@ class Autoscaler:
             self._log_and_report("failed", str(error))
             raise
         self._log_and_report("on", f"Switched on for {policy.min_workers} to {policy.max_workers} workers.")
-        while not self._is_stopped:
+        while True:
             if find_server(self._config):
                 self._server_seen_at = time.monotonic()
             elif time.monotonic() - self._server_seen_at > SERVER_GONE_SECONDS:
@@ -75,7 +74,7 @@ class Autoscaler:
             self._step()
             with contextlib.suppress(queue.Empty):
                 self._stops.get(timeout=OBSERVE_SECONDS)
-                self._is_stopped = True
+                break
         self._log_and_report("off", "Switched off; the workers stay as they are.")
 
     def _use_dynamic_batching(self) -> None:
