@@ -1,7 +1,7 @@
 """What an answer must follow, a grammar or a JSON schema, and which tokens may come next in it.
 
-llguidance does the work; this module chooses its options and limits. It never raises by itself and never hangs for
-long, but a step of an ambiguous grammar can take a second, so each answer also has a budget of processor time.
+llguidance does the work; this module chooses its options and limits. llguidance reports errors as values, apart from
+its own defects. A step of an ambiguous grammar can take long, so each answer also has a budget of processor time.
 Knows no logits.
 """
 
@@ -50,7 +50,8 @@ class Constraint:
     def __init__(self, tokenizer: LLTokenizer, grammar: str) -> None:
         self._seconds_left = FIRST_SECONDS
         self._n_tokens = tokenizer.vocab_size
-        self._matcher = _compiled(tokenizer, grammar).deep_copy()
+        with _panics_translated():
+            self._matcher = _compiled(tokenizer, grammar).deep_copy()
         with self._metered():
             pass
 
@@ -79,7 +80,8 @@ class Constraint:
     @contextmanager
     def _metered(self) -> Iterator[None]:
         started = time.thread_time()
-        yield
+        with _panics_translated():
+            yield
         self._seconds_left -= time.thread_time() - started
         if error := self._matcher.get_error():
             raise ConstraintError(_sentence(error))
@@ -158,13 +160,31 @@ def _schema_problem(schema: Schema) -> str:
 
 @lru_cache(maxsize=16)  # checked at the wire, and again for each choice of the answer
 def _problem(grammar: str) -> str:
-    _, problems = LLMatcher.validate_grammar_with_warnings(grammar, None, limits=LIMITS)
+    try:
+        with _panics_translated():
+            _, problems = LLMatcher.validate_grammar_with_warnings(grammar, None, limits=LIMITS)
+    except ConstraintError as error:
+        return str(error)
     return _sentence(problems[0]) if problems else ""
 
 
 @lru_cache(maxsize=8)  # the choices of an answer share one
 def _compiled(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
     return LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
+
+
+@contextmanager
+def _panics_translated() -> Iterator[None]:
+    """Raises ConstraintError for a panic of llguidance, which is a BaseException: it would end the worker.
+
+    llguidance 1.9.1 panics where its error quotes a value that has no character's end at byte 100.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # PyO3's class cannot be imported
+            raise
+        raise ConstraintError("llguidance cannot process it") from error
 
 
 def _sentence(error: str) -> str:

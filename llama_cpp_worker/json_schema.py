@@ -9,6 +9,7 @@ Not every valid document can be generated. Properties come in the schema's order
 objects means `anyOf`.
 """
 
+import math
 from collections.abc import Callable
 from decimal import Decimal
 from urllib.parse import unquote
@@ -80,7 +81,11 @@ class PreparedSchema:
         for _, part in self._visited:
             required = part.get("required")
             names = part.get("properties")
-            is_known = isinstance(names, dict) and isinstance(required, list | None) and {*(required or ())} <= {*names}
+            is_known = (
+                isinstance(names, dict)
+                and isinstance(required, list | None)
+                and all(name in names for name in map(str, required or ()))
+            )
             if is_known and not self._combined and not part.keys() & {"additionalProperties", "patternProperties"}:
                 part["additionalProperties"] = False
         self.document = document | {"$defs": self._definitions}
@@ -177,7 +182,7 @@ class PreparedSchema:
         form = schema.get("format")
         if isinstance(form, str) and form in REFUSED_FORMATS:
             raise SchemaError(f"{place}.format", f"{form} is not supported; {', '.join(sorted(FORMATS))} are")
-        if form not in FORMATS:  # int32, password: a remark
+        if not isinstance(form, str) or form not in FORMATS:  # int32, password: a remark
             schema.pop("format", None)
         for name, limit in (("minimum", -LARGEST), ("maximum", LARGEST)):
             exclusive = "exclusive" + name.capitalize()
@@ -188,9 +193,9 @@ class PreparedSchema:
                 if isinstance(value, int | float) and value * limit > LARGEST * LARGEST:
                     schema[bound] = limit
         multiple = schema.get("multipleOf")
-        if isinstance(multiple, int | float):
+        if isinstance(multiple, int) or (isinstance(multiple, float) and math.isfinite(multiple)):
             self._multiples.append(f"{place}.multipleOf")
-            digits = Decimal(str(multiple)).normalize().as_tuple().digits
+            digits = Decimal(multiple if isinstance(multiple, int) else str(multiple)).normalize().as_tuple().digits
             if int("".join(map(str, digits))) > MAX_MULTIPLE:
                 raise SchemaError(f"{place}.multipleOf", f"is supported up to {MAX_MULTIPLE:,}")
         if "propertyNames" in schema:

@@ -21,6 +21,7 @@ from llama_cpp_worker.constraint import (
     compile_constraint,
 )
 from llama_cpp_worker.engine import Engine, Request
+from llama_cpp_worker.json_schema import COMBINATIONS, LISTS, MAPS, REFUSED, REMARKS, SINGLES
 from llama_cpp_worker.model import Model
 from llama_cpp_worker.sampling_params import InvalidParameter, SamplingParams
 from tests.llama_cpp_worker.schemas.sample import sample
@@ -243,6 +244,9 @@ def nested(depth: int) -> dict[str, object]:
         (nested(70), "nested"),
         ({"anyOf": [{"type": "string"}] * 3000}, "more than"),
         ({"enum": ["x" * 1_000_000]}, "at most 65,536"),
+        ({"type": {"a": "é" * 60, "b": 1}}, "schema: "),
+        ({"pattern": ["aé" * 100]}, "schema: llguidance cannot process it"),
+        ({"format": {}, "type": 5}, "schema: "),
     ],
     ids=lambda value: json.dumps(value)[:50],
 )
@@ -250,6 +254,46 @@ def test_a_schema_that_cannot_be_honoured_is_refused_with_its_place(schema: obje
     with pytest.raises(InvalidParameter, match=place) as refusal:
         compile_constraint(of_schema(schema))
     assert refusal.value.name.startswith("response_format.json_schema.")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda part: st.lists(part, max_size=3) | st.dictionaries(st.text(max_size=4), part, max_size=3),
+    max_leaves=5,
+)
+keywords = st.sampled_from(
+    sorted(
+        REMARKS
+        | REFUSED
+        | LISTS
+        | MAPS
+        | SINGLES
+        | COMBINATIONS
+        | {"type", "format", "pattern", "enum", "required"}
+        | {"minimum", "exclusiveMinimum", "multipleOf", "nullable"}
+    )
+)
+kinds = st.sampled_from(["object", "string", "integer", "number", "array", "null", "#", "date"])
+schemas = st.recursive(
+    st.dictionaries(keywords, json_values | kinds, max_size=3),
+    lambda part: st.dictionaries(
+        keywords,
+        json_values
+        | kinds
+        | part
+        | st.lists(part, max_size=2)
+        | st.dictionaries(st.text(max_size=3), part, max_size=2),
+        max_size=4,
+    ),
+    max_leaves=6,
+)
+
+
+@given(schemas)
+@settings(max_examples=300)
+def test_any_schema_is_accepted_or_refused(schema: dict[str, object]) -> None:
+    with contextlib.suppress(InvalidParameter):
+        assert compile_constraint(of_schema(schema))
 
 
 def test_options_in_a_schema_do_not_change_ours() -> None:
