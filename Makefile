@@ -41,7 +41,7 @@ screenshots: $(ARCHIVE) $(VENV)/.tests-installed ## make the README's pictures f
 	$(BIN)/python -m screenshots.make_screenshots
 
 clean: ## remove logs and the caches of the tools; models stay
-	rm -rf logs .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf logs/*.log logs/*.gz .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean ## also remove the environment, models and archives; conversations and experiments stay

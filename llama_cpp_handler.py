@@ -124,7 +124,7 @@ class LlamaCppHandler:
         for request in reply.requests:
             self._engine.submit(request)
         self._replies[request_id] = reply
-        self._metrics.report()  # before the first step, so that a stopping server sees the request
+        self._metrics.report()  # before the first step: a drain counts the request from now on
         return None
 
     def _collect_pieces(self, context: Context, immediate: dict[int, str], size: int) -> list[str]:

@@ -1,8 +1,8 @@
 """Decides when to add a worker and when to remove one. Pure functions: no clock, no server, no file.
 
-Add one: requests have waited for some seconds, a whole batch of them or one for too long. Remove one: for much longer,
-no request has waited and a worker was free. Between the two, nothing changes. A pause follows each change. Changes are
-by one worker, because only a loaded worker shows what the next one needs.
+Add one: for OVERLOAD_SECONDS, a whole batch was in the queue, or one request had waited for max_wait_seconds. Remove
+one: for calm_seconds, no request waited and a worker was idle. Between the two, nothing changes. A pause follows each
+change. Changes are by one worker, because only a loaded worker shows what the next one needs.
 """
 
 from dataclasses import dataclass, replace
@@ -177,7 +177,7 @@ class Arrivals:
 
 
 def still_waiting(counts: tuple[Arrivals, ...], queued: int) -> tuple[Arrivals, ...]:
-    """Returns the counts since the first one that includes a request of the current queue, () if the queue is empty.
+    """Drops the counts from before the oldest queued request arrived; returns () if the queue is empty.
 
     The queue is first in, first out. With 30 arrivals and 4 queued requests, the first in the queue is number 27. It
     has waited at least since the first count of 27 or more. A lower count comes from a restarted TorchServe.

@@ -2,11 +2,12 @@
 
 llguidance ignores keywords that it does not know. So this module visits each subschema, also those that a `$ref` names,
 and refuses a keyword that would change which JSON is valid. It translates what other dialects express differently
-(`nullable`, `propertyNames`, a boolean `exclusiveMinimum`) and leaves out what is only a remark.
+(`nullable`, `propertyNames`, a boolean `exclusiveMinimum`) and leaves out what is only a remark. constraint.py has the
+other limits: length and processor time.
 
-Not every valid document can be generated. Properties come in the schema's order. An object has none beside its
-`properties`, unless the schema mentions others or combines schemas. Numbers with bounds stay within 2**53. `oneOf` of
-objects means `anyOf`.
+Not every valid document can be generated. Properties come in the schema's order. An object gets no other properties,
+unless the schema mentions them or combines schemas. Numbers with bounds stay within 2**53. `oneOf` of objects means
+`anyOf`.
 """
 
 import math
@@ -15,7 +16,7 @@ from decimal import Decimal
 from urllib.parse import unquote
 
 MAX_SUBSCHEMAS = 2000
-MAX_DEPTH = 60  # llguidance parses JSON of 128 levels, and a subschema has up to two
+MAX_DEPTH = 60  # each one adds up to two levels of JSON, and llguidance parses 128
 LARGEST = 2**53 - 1  # beyond it, many readers of JSON round integers
 MAX_MULTIPLE = 10_000  # of multipleOf without its decimal point; the time of llguidance grows with it
 
@@ -101,7 +102,7 @@ class PreparedSchema:
         return SchemaError("schema", problem)
 
     def _visit(self, schema: object, place: str, depth: int, needed: frozenset[str]) -> object:
-        """The prepared schema. `needed` has each $ref that its texts are in for certain: one more has no end."""
+        """The prepared schema. `needed`: the $refs that each value here must contain. One of them again has no end."""
         if len(self._visited) >= MAX_SUBSCHEMAS or depth > MAX_DEPTH:
             raise SchemaError(place, f"has more than {MAX_SUBSCHEMAS:,} schemas, or {MAX_DEPTH} of them nested")
         if schema is True:

@@ -43,7 +43,7 @@ class DecodeError(RuntimeError):
 
 
 class PromptTooLong(ValueError):
-    """A text does not fit the context window. Its size alone shows it: to tokenize it would stop all other answers."""
+    """A text is too long for the context window, by its size. To tokenize it would stop all other answers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,7 @@ class PrefixCache:
         own = _usable_length(self._slots[slot], prompt)
         if own >= length or length < MIN_SHARED_PREFIX_TOKENS:
             length = own
-            if len(self._slots[slot]) - length >= MIN_SAVED_TOKENS:  # the prompt does not just continue this sequence
+            if len(self._slots[slot]) - length >= MIN_SAVED_TOKENS:  # else too little of the old sequence is lost
                 self._save(slot)
         else:
             state = source.state if isinstance(source, _SavedSequence) else self._model.save_state(source)

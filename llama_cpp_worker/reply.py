@@ -1,4 +1,4 @@
-"""The wire outwards: OpenAI objects and server-sent events, made from the engine's requests behind an answer.
+"""Makes the answer to a request: OpenAI objects and server-sent events, from what the engine has generated.
 
 Knows the shapes of answers as OpenAI's API reference has them, with `timings` and `prompt_progress` as llama-server
 sends them. Knows nothing of TorchServe, llama.cpp and the schedule.

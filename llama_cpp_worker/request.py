@@ -1,4 +1,4 @@
-"""The wire inwards: checks a JSON or form body field by field and makes an ApiRequest of it, or refuses it by name.
+"""Checks the JSON or form body of a request, field by field. Makes an ApiRequest, or an ApiError that names the field.
 
 Knows the shapes of requests as OpenAI's API reference has them; reply.py knows those of answers.
 Knows nothing of TorchServe, llama.cpp and the schedule.
@@ -19,7 +19,7 @@ N_CHOICES = Bounds(int, 1, 8)
 TOP_LOGPROBS = Bounds(int, 0, 20)  # chat
 LOGPROBS = Bounds(int, 0, 5)  # completions
 
-# Parameters of OpenAI's API that this server does not support, with the values that have no effect; null has none, too.
+# Parameters of OpenAI's API that this server does not support. These values and null change nothing, so they pass.
 WITHOUT_EFFECT: dict[str, tuple[object, ...]] = {
     **dict.fromkeys(("audio", "parallel_tool_calls", "prediction", "prompt_cache_key", "reasoning_effort"), ()),
     **dict.fromkeys(("safety_identifier", "verbosity", "web_search_options"), ()),

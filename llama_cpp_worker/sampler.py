@@ -75,7 +75,7 @@ class Sampler:
         if not (constraint.is_complete if is_end else constraint.allows(token)):
             allowed = constraint.allowed_tokens()
             possible = allowed[logits[allowed] > -np.inf]
-            if len(possible) == 0:  # nothing else may follow: an end, also where the request wants none
+            if len(possible) == 0:  # only an end token may follow, also with ignore_eos
                 possible = np.array(sorted(self._vocabulary.end_tokens.intersection(allowed.tolist())))
             if len(possible) == 0:
                 raise ConstraintError("it cannot be continued with any token of this model")

@@ -3,7 +3,8 @@
     python -m package_llama.check_gguf <made> <source> <type>
 
 The file must have the source's tensors, in formats that belong to `type`. It must load, contain no NaN, and predict a
-text nearly as well as the source. The program prints one line about a good file, or a sentence on stderr.
+text nearly as well as the source (weight_types.py has the limits). The program prints one line about a good file, or a
+sentence on stderr.
 
 Not covered: whether the source is a good model. If it only guesses, the perplexities are not compared.
 """

@@ -1,8 +1,8 @@
 """The actions that a session's chat input and buttons have queued.
 
 Streamlit aborts the running script when anything is clicked; whatever it had not processed yet is lost. Callbacks
-therefore only queue an action; the next script run that reaches `run_pending()` carries it out. Knows nothing of
-Streamlit, so Streamlit cannot abort anything in here.
+therefore only queue an action; the next script run that reaches `run_pending()` carries it out. Streamlit
+aborts a run only inside its own functions, and this module calls none of them.
 """
 
 from collections import deque
@@ -31,7 +31,7 @@ class QuestionNotStored(StoreError):
 
 @dataclass(slots=True)
 class PendingActions:
-    """`to_open` is the conversation that the page shows until its URL names it; then it is None again.
+    """to_open: the conversation to show although the URL names another one; None once the URL names it.
 
     Until then the browser may send clicks with the old URL.
     """

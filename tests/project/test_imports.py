@@ -11,7 +11,7 @@ import pytest
 PROJECT = Path(__file__).resolve().parents[2]
 SAMPLING = "llama_cpp_worker.sampling_params"
 
-# What the chat may import of torchserve_client: nothing that needs the management key or starts a process.
+# What the chat may import of torchserve_client: nothing that starts or stops a process.
 CHAT = {
     f"torchserve_client.{name}" for name in ("config", "http", "inference", "keys", "model_description", "streaming")
 }
