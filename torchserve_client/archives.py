@@ -7,6 +7,7 @@ makes `llamacpp-1.1.tar.gz` and its twin; the version is also in the archive's m
 Not covered: archives in TorchServe's other format, .mar.
 """
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -21,7 +22,6 @@ import yaml
 from torchserve_client.config import PROJECT, ServerConfig, TorchServeError
 
 CONTINUOUS_ARCHIVE = "llamacpp.tar.gz"
-DYNAMIC_ARCHIVE = "llamacpp-dynamic.tar.gz"
 ENDING = ".tar.gz"
 
 
@@ -37,10 +37,9 @@ class Archive:
     @property
     def model_bytes(self) -> int | None:
         """The size of the GGUF file; None if there is none."""
-        try:
+        with contextlib.suppress(OSError):
             return self.model_path.stat().st_size if self.model_path else None
-        except OSError:
-            return None
+        return None
 
 
 def dynamic_archive_name(name: str) -> str:
@@ -66,18 +65,15 @@ def read_archive(path: Path) -> Archive:
     try:
         with tarfile.open(path) as tar:
             for member in tar:
-                file = tar.extractfile(member) if Path(member.name).name in (_MANIFEST, _CONFIG) else None
-                if file:
-                    texts[Path(member.name).name] = file.read()
-        version = json.loads(texts[_MANIFEST])["model"]["modelVersion"]
-        config = yaml.safe_load(texts[_CONFIG])
+                name = Path(member.name).name
+                if name in ("MANIFEST.json", "model-config.yaml") and (file := tar.extractfile(member)):
+                    texts[name] = file.read()
+        version = json.loads(texts["MANIFEST.json"])["model"]["modelVersion"]
+        config = yaml.safe_load(texts["model-config.yaml"])
     except (OSError, tarfile.TarError, KeyError, ValueError, yaml.YAMLError) as error:
         raise TorchServeError(f"{path} is not a usable archive: make it again with package_llama.sh.") from error
     model_path = (config.get("handler") or {}).get("model_path")
     return Archive(path.name, version, bool(config.get("continuousBatching")), Path(model_path) if model_path else None)
-
-
-_MANIFEST, _CONFIG = "MANIFEST.json", "model-config.yaml"
 
 
 def package_demo(config: ServerConfig, on_progress: Callable[[str], None]) -> str:
@@ -100,7 +96,7 @@ def package_demo(config: ServerConfig, on_progress: Callable[[str], None]) -> st
             raise TorchServeError(f"The demo model could not be packaged: {reason[0]}")
     store = config.model_store
     store.mkdir(parents=True, exist_ok=True)
-    for name in (CONTINUOUS_ARCHIVE, DYNAMIC_ARCHIVE):
-        if not (store / name).exists() or not (store / name).samefile(PROJECT / "model_store" / name):
+    for name in (CONTINUOUS_ARCHIVE, dynamic_archive_name(CONTINUOUS_ARCHIVE)):
+        with contextlib.suppress(shutil.SameFileError):
             shutil.copyfile(PROJECT / "model_store" / name, store / name)
     return f"The demo model is packaged in {store}. Press Register Llama2."

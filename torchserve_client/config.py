@@ -48,20 +48,22 @@ class ServerConfig:
             _address(file, properties, f"{name}_address", port)
             for name, port in (("inference", 8080), ("management", 8081), ("metrics", 8082))
         )
-        grpc = [
-            (properties.get(f"grpc_{name}_address", "127.0.0.1"), _port(file, properties, f"grpc_{name}_port", port))
+        grpc_inference, grpc_management = (
+            (_local(properties.get(f"grpc_{name}_address", "")), _port(file, properties, f"grpc_{name}_port", port))
             for name, port in (("inference", 7070), ("management", 7071))
-        ]
-        purposes = ("inference", "management", "metrics", "gRPC inference", "gRPC management")
+        )
         return cls(
             path=file,
-            inference_url=_url(inference),
-            management_url=_url(management),
-            metrics_url=_url(metrics),
+            inference_url="http://{}:{}".format(*inference),
+            management_url="http://{}:{}".format(*management),
+            metrics_url="http://{}:{}".format(*metrics),
             model_store=file.parent / properties.get("model_store", "model_store"),
-            ports=tuple(
-                (purpose, _local(host), port)
-                for purpose, (host, port) in zip(purposes, (inference, management, metrics, *grpc), strict=True)
+            ports=(
+                ("inference", *inference),
+                ("management", *management),
+                ("metrics", *metrics),
+                ("gRPC inference", *grpc_inference),
+                ("gRPC management", *grpc_management),
             ),
             needs_token=properties.get("disable_token_authorization", "false").lower() != "true",
         )
@@ -83,7 +85,7 @@ def _address(file: Path, properties: dict[str, str], name: str, default_port: in
     match = re.fullmatch(r"http://([^:/]+):(\d{1,5})/?", value)
     if not match:
         raise TorchServeError(f"{name} in {file} is {value!r}: write it like http://127.0.0.1:{default_port}.")
-    return match[1], int(match[2])
+    return _local(match[1]), int(match[2])
 
 
 def _port(file: Path, properties: dict[str, str], name: str, default: int) -> int:
@@ -94,8 +96,4 @@ def _port(file: Path, properties: dict[str, str], name: str, default: int) -> in
 
 
 def _local(host: str) -> str:
-    return "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104  # nothing is bound to it here
-
-
-def _url(address: tuple[str, int]) -> str:
-    return f"http://{_local(address[0])}:{address[1]}"
+    return "127.0.0.1" if host in ("", "0.0.0.0") else host  # noqa: S104  # nothing is bound to it here

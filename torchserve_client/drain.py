@@ -20,21 +20,16 @@ DRAIN_POLL_SECONDS = 0.25
 IDLE_CPU_SHARE = 0.1  # of one core; a worker that computes takes a whole core
 
 
-def _ignore(sentence: str) -> None:
-    """The default callback."""
-
-
 @dataclass(frozen=True, slots=True)
 class DrainPolicy:
     """How long requests in progress may take to finish. `is_cancelled` becomes True to skip the rest of the wait.
 
-    on_progress gets a sentence about every step of a change; on_drain gets a sentence at every poll of the wait, None
-    is on_progress.
+    on_progress gets a sentence about every step of a change; on_drain (None: on_progress) gets one at every poll.
     """
 
     seconds: float = DRAIN_SECONDS
     is_cancelled: Callable[[], bool] = lambda: False
-    on_progress: Callable[[str], None] = _ignore
+    on_progress: Callable[[str], None] = lambda sentence: None
     on_drain: Callable[[str], None] | None = None
 
 
@@ -83,11 +78,14 @@ def drain(
             return after.total(ARRIVED, version)
         workers = model.workers if last is None else model.workers[-last:]
         counts = RequestCounts(model.pending_requests if last is None else 0, _running(after, workers))
-        if before is None or after.total(ARRIVED, version) != before.total(ARRIVED, version):
+        arrived = after.total(ARRIVED, version)
+        if before is None or arrived != before.total(ARRIVED, version):
             arrived_at = time.monotonic()
-        batch_fill_left = arrived_at + batch_fill_seconds(model) - time.monotonic()
+        # A request may wait in TorchServe for its batch to fill, without appearing in any metric.
+        batch_fill_seconds = model.settings.max_batch_delay_ms / 1000 if model.settings.batch_size > 1 else 0.0
+        batch_fill_left = arrived_at + batch_fill_seconds - time.monotonic()
         if before and not counts.requests and batch_fill_left < 0 and _are_idle(before, after, workers):
-            return after.total(ARRIVED, version)
+            return arrived
         seconds_left = deadline - time.monotonic()
         if seconds_left < 0 or drain_policy.is_cancelled():
             return None
@@ -98,11 +96,6 @@ def drain(
             on_drain(f"Letting the max batch delay pass, in which a batch may fill: {batch_fill_left:.0f} s")
         before = after
         time.sleep(DRAIN_POLL_SECONDS)
-
-
-def batch_fill_seconds(model: ModelStatus) -> float:
-    """How long a request may wait in TorchServe for its batch to fill, without appearing in any metric."""
-    return model.settings.max_batch_delay_ms / 1000 if model.settings.batch_size > 1 else 0.0
 
 
 def _are_idle(before: MetricsSnapshot, after: MetricsSnapshot, workers: tuple[WorkerStatus, ...]) -> bool:

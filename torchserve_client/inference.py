@@ -1,6 +1,4 @@
-"""Sends chats and completions to the model that TorchServe serves. Knows nothing of Streamlit.
-
-Starts, stops and changes nothing: that is in torchserve_client/management.py.
+"""Sends chats and completions to the model that TorchServe serves. Starts, stops and changes nothing.
 
 Not covered: several models, TorchServe's gRPC interface.
 """

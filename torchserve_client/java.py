@@ -48,10 +48,10 @@ def _inspect_java(home: Path, origin: str) -> Java | None:
         settings = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    found = dict(re.findall(r"^\s*(java\.home|java\.version) = (.+)$", settings.stderr, re.MULTILINE))
+    found = dict(re.findall(r"^\s*java\.(home|version) = (.+)$", settings.stderr, re.MULTILINE))
     if settings.returncode != 0 or len(found) != 2:
         return None
-    return Java(Path(found["java.home"]), found["java.version"], origin)
+    return Java(Path(found["home"]), found["version"], origin)
 
 
 def _major(version: str) -> int:

@@ -1,8 +1,6 @@
-"""The bearer keys for TorchServe's addresses: reads them from the server's key file and renews them.
+"""The bearer keys for TorchServe's addresses: reads them from the key file and renews them. Knows no request."""
 
-Does not know what the requests are about.
-"""
-
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -103,7 +101,6 @@ class Keys:
 
 def parse_instant(text: str) -> datetime | None:
     """A time as Java prints it, to the second; None if the text is no such time."""
-    try:
+    with contextlib.suppress(ValueError):
         return datetime.strptime(text[:19], "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC)
-    except ValueError:
-        return None
+    return None

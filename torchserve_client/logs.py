@@ -3,6 +3,7 @@
 Only reads files. Not covered: rotated files (`ts_log.1.log.gz`); TorchServe rotates a log at 20 MB.
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable
@@ -72,9 +73,9 @@ def _level(entry: str) -> str:
         return "ERROR"
     if found := _LEVEL.match(entry):
         return found[1] if found[1] in LEVELS else "INFO"
-    if found := _ACCESS_STATUS.search(entry):
-        return "ERROR" if found[1] >= "500" else "WARN" if found[1] >= "400" else "INFO"
-    return "INFO"
+    found = _ACCESS_STATUS.search(entry)
+    status = int(found[1]) if found else 200
+    return "ERROR" if status >= 500 else "WARN" if status >= 400 else "INFO"
 
 
 def select(records: Iterable[LogRecord], least_level: str, text: str) -> list[LogRecord]:
@@ -92,10 +93,9 @@ def redact(text: str, secrets: Iterable[str]) -> str:
 
 def current_keys(config: ServerConfig) -> tuple[str, ...]:
     """All keys in the server's key file; none if it is missing or incomplete."""
-    try:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         return tuple(entry["key"] for entry in json.loads(key_file(config).read_text()).values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return ()
+    return ()
 
 
 def worker_exceptions(config: ServerConfig, offset: int = -SEARCHED_BYTES) -> list[str]:
@@ -126,10 +126,8 @@ def start_failure(config: ServerConfig) -> str:
 
 def _read_from(file: Path, offset: int) -> tuple[str, int]:
     """The text after byte `offset`, and where it begins. A negative offset counts from the end. "" without a file."""
-    try:
-        with file.open("rb") as log:
-            begin = max(0, file.stat().st_size + offset) if offset < 0 else offset
-            log.seek(begin)
-            return log.read().decode("utf-8", "replace"), begin
-    except FileNotFoundError:
-        return "", 0
+    with contextlib.suppress(FileNotFoundError), file.open("rb") as log:
+        begin = max(0, file.stat().st_size + offset) if offset < 0 else offset
+        log.seek(begin)
+        return log.read().decode("utf-8", "replace"), begin
+    return "", 0

@@ -1,7 +1,7 @@
-"""Changes how the model is served: registers, scales, replaces and unregisters it. Knows nothing of Streamlit.
+"""Changes how the model is served: registers, scales, replaces and unregisters it. Sends no request to the model.
 
 Before a worker ends, its requests may finish (torchserve_client/drain.py). A lock file allows one change at a time, in
-whatever program. Queries are in torchserve_client/status.py, requests to the model in torchserve_client/inference.py.
+whatever program.
 
 One of several versions is the default: it answers requests that name no version. A second version is loaded only until
 it becomes the default, because two versions need the memory twice.
@@ -79,20 +79,18 @@ class ManagementClient(StatusClient):
     def scale(self, workers: int, drain_policy: DrainPolicy | None = None) -> None:
         """Changes only the number of workers.
 
-        The last workers end, once they are idle. Raises ChangeFailed if they do not become idle in time, or if a new
-        worker does not load; the model then serves with as many workers as before.
+        The newest workers are ended, as soon as they are idle. Raises ChangeFailed if they do not become idle in time,
+        or if a new worker does not load; the model then serves with as many workers as before.
         """
         SERVING_BOUNDS["workers"].check("workers", workers)
         with self._change_lock():
             before = self._require_registered()
             if before.batching == "continuous" and workers > 1:
-                raise ChangeFailed(
-                    "Continuous batching works with one worker only: press Apply to change the batching, too."
-                )
+                sentence = "Continuous batching works with one worker only: press Apply to change the batching, too."
+                raise ChangeFailed(sentence)
             if not self._drain_surplus(before, workers, drain_policy or DrainPolicy()):
-                raise ChangeFailed(
-                    f"A worker that should end is still busy. The model serves on with {before.settings}."
-                )
+                sentence = f"A worker that should end is still busy. The model serves on with {before.settings}."
+                raise ChangeFailed(sentence)
             self._scale(before, workers)
 
     def apply(
@@ -116,14 +114,10 @@ class ManagementClient(StatusClient):
                 return
             version = self._version_in(archive)
             scaled = replace(before.settings, workers=settings.workers)
-            changes_workers_only = (archive, settings) == (before.archive, scaled)
+            can_scale = (archive, settings) == (before.archive, scaled) and before.phase == "ready"
             if version != before.version and _has_memory_beside(before):
                 self._switch(before, settings, archive, version, drain_policy)
-            elif (
-                changes_workers_only
-                and before.phase == "ready"
-                and self._drain_surplus(before, settings.workers, drain_policy)
-            ):
+            elif can_scale and self._drain_surplus(before, settings.workers, drain_policy):
                 self._scale(before, settings.workers)
             else:
                 self._replace(before, settings, archive, drain_policy)
@@ -158,7 +152,7 @@ class ManagementClient(StatusClient):
     def _switch(
         self, before: ModelStatus, settings: ServingSettings, archive: str, version: str, drain_policy: DrainPolicy
     ) -> None:
-        if self.describe_version(version) and not self._retire(version, drain_policy):
+        if self.describe(version) and not self._retire(version, drain_policy):
             raise ChangeFailed(f"Version {version} is loaded already and answers requests: end it first.")
         drain_policy.on_progress(f"Loading version {version}; version {before.version} serves meanwhile")
         try:
@@ -171,8 +165,7 @@ class ManagementClient(StatusClient):
 
     def _retire(self, version: str, drain_policy: DrainPolicy) -> bool:
         """Unregisters a version that is not the default one, once it is idle; False if it stays busy."""
-        describe = partial(self.describe_version, version)
-        if drain(self._config, describe, drain_policy, version=version) is None:
+        if drain(self._config, partial(self.describe, version), drain_policy, version=version) is None:
             return False
         self._delete(version)
         return True
@@ -197,22 +190,16 @@ class ManagementClient(StatusClient):
         if all(retired) and arrived is not None:
             drain_policy.on_progress("Ending the workers")
             self._delete()
-            if self._count_arrived() == arrived:
-                return
+            with contextlib.suppress(TorchServeError):  # the metrics do not answer
+                if scrape(self._config).total(ARRIVED) == arrived:
+                    return
         # TorchServe would neither answer nor cut a request that it has accepted by now; only its end cuts it.
         drain_policy.on_progress("Cutting the requests in progress: TorchServe is started again")
         torchserve_process.stop(self._config)
         torchserve_process.start(self._config)
 
-    def _count_arrived(self) -> float | None:
-        """How many requests have arrived since TorchServe's start; None if the metrics do not answer."""
-        try:
-            return scrape(self._config).total(ARRIVED)
-        except TorchServeError:
-            return None
-
     def _require_registered(self, version: str = "") -> ModelStatus:
-        status = self.describe_version(version)
+        status = self.describe(version)
         if status is None:
             raise ChangeFailed("The model is not registered: press Register Llama2 first.")
         return status
@@ -247,9 +234,8 @@ class ManagementClient(StatusClient):
             self._await_workers(settings, version)
         except TorchServeError as error:
             if isinstance(error, RequestRefused) and error.type == "ConflictStatusException":
-                raise ChangeFailed(
-                    "Another program is registering the model: wait for its end, then press Apply."
-                ) from error
+                sentence = "Another program is registering the model: wait for its end, then press Apply."
+                raise ChangeFailed(sentence) from error
             reason = _load_failure(self._config, log_size, error)
             with contextlib.suppress(ServerUnreachable):
                 self._delete(version)
@@ -272,9 +258,8 @@ class ManagementClient(StatusClient):
         while True:
             status = self._require_registered(version)
             if status.settings != settings:
-                raise ChangeFailed(
-                    f"TorchServe took {status.settings} instead of {settings}: correct model-config.yaml."
-                )
+                sentence = f"TorchServe took {status.settings} instead of {settings}: correct model-config.yaml."
+                raise ChangeFailed(sentence)
             if status.is_ready or settings.workers == 0:
                 return
             if time.monotonic() > deadline:

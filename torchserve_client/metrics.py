@@ -1,11 +1,11 @@
 """Reads the metrics of a running TorchServe and of its processes, and computes what two such snapshots mean.
 
-Knows the names of the metrics (the engine's names are in llama_cpp_worker/metrics.py) and Prometheus' rules. Stores
-nothing.
+Stores nothing. The names of the engine's metrics are in llama_cpp_worker/metrics.py.
 
 Not covered: metrics of a GPU, and several models.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Mapping
@@ -20,11 +20,9 @@ from torchserve_client.http import METRICS_TIMEOUT_SECONDS, fetch_text
 from torchserve_client.keys import Keys
 from torchserve_client.running_server import WORKER_SCRIPT, child_processes, find_server
 
-# TorchServe's own counters. The first one counts a request at its arrival. The second one adds a request's time in
-# TorchServe's queue when its answer has ended (docs/torchserve-facts.md). Prometheus' parser adds the ending `_total`
-# to every counter that lacks it.
-ARRIVED = "ts_inference_requests_total"
-QUEUE_MICROSECONDS = "ts_queue_latency_microseconds_total"
+# TorchServe's own counters (docs/torchserve-facts.md). Prometheus' parser adds a missing ending `_total`.
+ARRIVED = "ts_inference_requests_total"  # counts a request at its arrival
+QUEUE_MICROSECONDS = "ts_queue_latency_microseconds_total"  # adds a request's time in the queue at its answer's end
 FIRST_TOKEN = "llamacpp_time_to_first_token_seconds"
 _LABELS = ("WorkerName", "le", "model_version")
 
@@ -105,25 +103,19 @@ def read_processes(config: ServerConfig) -> tuple[ProcessSample, ...]:
     server = find_server(config)
     if server is None:
         return ()
-    samples = [_sample(process, is_server=process == server) for process in (server, *child_processes(server))]
-    return tuple(sample for sample in samples if sample)
-
-
-def _sample(process: psutil.Process, is_server: bool) -> ProcessSample | None:
-    """None for a process that has ended, and for a child that is no worker."""
-    try:
-        worker = "" if is_server else _worker_id(process)
-        if worker is None:
-            return None
-        cpu = process.cpu_times()
-        memory = process.memory_info().rss
-        return ProcessSample(worker, process.pid, process.create_time(), cpu.user + cpu.system, memory)
-    except psutil.Error:
-        return None
+    samples = []
+    for process in (server, *child_processes(server)):
+        with contextlib.suppress(psutil.Error):  # it has ended
+            worker = "" if process == server else _worker_id(process)
+            if worker is not None:
+                cpu, memory = process.cpu_times(), process.memory_info().rss
+                started = process.create_time()
+                samples.append(ProcessSample(worker, process.pid, started, cpu.user + cpu.system, memory))
+    return tuple(samples)
 
 
 def _worker_id(process: psutil.Process) -> str | None:
-    """The worker's name in the handler's metrics: the end of its socket's name, else its pid."""
+    """The worker's name in the handler's metrics: the end of its socket's name, else its pid. None: no worker."""
     command = process.cmdline()
     if not any(part.endswith(WORKER_SCRIPT) for part in command):
         return None

@@ -1,8 +1,9 @@
-"""What the model says about itself. Queries it once for every load, because a worker answers it like any other request.
+"""What the model says about itself. Does not know whether a model is registered: torchserve_client/status.py does.
 
-Knows nothing of Streamlit. Does not know whether a model is registered: torchserve_client/status.py.
+Queries the model once for every load, because a worker answers the query like any other request.
 """
 
+import contextlib
 import threading
 import time
 from dataclasses import dataclass, field
@@ -43,12 +44,7 @@ class ModelDescription:
 
 
 class ModelDescriptions:
-    """The descriptions of one server's model. Threads may share one; each query has its own thread.
-
-    descriptions = ModelDescriptions(config)
-    model = StatusClient(config).state().model
-    description = descriptions.of(model) if model else None  # None until the model has answered: call it again
-    """
+    """The descriptions of one server's model. Threads may share one; each query has its own thread."""
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
@@ -82,10 +78,10 @@ class ModelDescriptions:
         url = f"{self._config.inference_url}/predictions/{MODEL_NAME}/{load[0]}/v1/models"
         description = None
         try:
-            models = self._keys.use(lambda key: fetch("GET", url, key, DESCRIPTION_TIMEOUT_SECONDS))
-            description = ModelDescription.from_models(models)
-        except TorchServeError:
-            pass  # the model has gone, or all its workers are busy: of() tries again later
+            # TorchServeError: the model has gone, or all its workers are busy. of() tries again later.
+            with contextlib.suppress(TorchServeError):
+                models = self._keys.use(lambda key: fetch("GET", url, key, DESCRIPTION_TIMEOUT_SECONDS))
+                description = ModelDescription.from_models(models)
         finally:
             with self._lock:
                 if load == self._load:

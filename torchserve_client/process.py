@@ -3,6 +3,7 @@
 Not covered: processes of other users.
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -47,15 +48,6 @@ class StartFailed(TorchServeError):
     """TorchServe was launched but does not serve; log_tail() has its output."""
 
 
-def _make_runtime_dir(config: ServerConfig) -> Path:
-    folder = runtime_dir(config)
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise TorchServeError(f"{folder} belongs to another user: remove it, or set TMPDIR to another folder.")
-    folder.chmod(0o700)
-    return folder
-
-
 def start(config: ServerConfig, on_progress: Callable[[str], None] = lambda sentence: None) -> str:
     """Starts TorchServe and waits until every port answers. Returns a sentence with the Java that it runs with.
 
@@ -89,9 +81,13 @@ def _start_lock(config: ServerConfig) -> AbstractContextManager[None]:
 
 def _begin(config: ServerConfig, on_progress: Callable[[str], None]) -> Java:
     """Launches TorchServe, which does not answer yet. Leaves nothing behind if that fails."""
+    folder = runtime_dir(config)
     try:
         config.model_store.mkdir(parents=True, exist_ok=True)
-        folder = _make_runtime_dir(config)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+            raise TorchServeError(f"{folder} belongs to another user: remove it, or set TMPDIR to another folder.")
+        folder.chmod(0o700)
     except OSError as error:
         raise TorchServeError(f"TorchServe's folders cannot be made ({error}): make that place writable.") from error
     try:
@@ -101,23 +97,22 @@ def _begin(config: ServerConfig, on_progress: Callable[[str], None]) -> Java:
         on_progress("Looking for Java")
         java = find_java()
         on_progress(f"Launching TorchServe with {java}")
-        _launch(config, java, folder)
+        _launch(config, java)
         return java
     except TorchServeError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
-def _launch(config: ServerConfig, java: Java, folder: Path) -> None:
+def _launch(config: ServerConfig, java: Java) -> None:
     launcher = Path(sys.executable).with_name("torchserve")
     if not launcher.is_file():
         raise TorchServeError(f"{launcher} is missing: run `pip install -r requirements.txt` in this environment.")
+    folder = runtime_dir(config)
     (folder / ".model_server.pid").unlink(missing_ok=True)
-    options = {
-        "--ts-config": config.path,
-        "--model-store": config.model_store,
-        "--log-config": Path(__file__).with_name("log4j2.xml"),
-    }
+    log_config = Path(__file__).with_name("log4j2.xml")
+    command: list[str | Path] = [launcher, "--start", "--ncs", "--log-config", log_config]
+    command += ["--ts-config", config.path, "--model-store", config.model_store]
     environment = os.environ | {
         "JAVA_HOME": str(java.home),
         "TS_CONFIG_FILE": str(config.path),
@@ -131,7 +126,7 @@ def _launch(config: ServerConfig, java: Java, folder: Path) -> None:
     with console_log(config).open("wb") as console:
         try:
             subprocess.run(
-                [launcher, "--start", "--ncs", *(str(part) for option in options.items() for part in option)],
+                command,
                 cwd=config.home,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -170,10 +165,9 @@ def _require_free_ports(config: ServerConfig, next_step: str) -> None:
 
 
 def _describe(process: psutil.Process) -> str:
-    try:
+    with contextlib.suppress(psutil.Error):
         return f"{process.name()} (process {process.pid})"
-    except psutil.Error:
-        return f"process {process.pid}"
+    return f"process {process.pid}"
 
 
 def stop(config: ServerConfig) -> None:
@@ -197,16 +191,12 @@ def stop(config: ServerConfig) -> None:
 def _stop_processes(processes: list[psutil.Process]) -> None:
     for signal, seconds in ((psutil.Process.terminate, TERMINATE_SECONDS), (psutil.Process.kill, KILL_SECONDS)):
         for process in processes:
-            _send_signal(signal, process)
+            try:
+                signal(process)
+            except psutil.NoSuchProcess:
+                pass
+            except psutil.AccessDenied as error:
+                raise TorchServeError(f"{_describe(process)} belongs to another user: end it as that user.") from error
         _, processes = psutil.wait_procs(processes, timeout=seconds)
     if processes:
         raise TorchServeError(f"{_describe(processes[0])} cannot be ended: end it by hand.")
-
-
-def _send_signal(signal: Callable[[psutil.Process], None], process: psutil.Process) -> None:
-    try:
-        signal(process)
-    except psutil.NoSuchProcess:
-        pass
-    except psutil.AccessDenied as error:
-        raise TorchServeError(f"{_describe(process)} belongs to another user: end it as that user.") from error

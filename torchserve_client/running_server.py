@@ -6,6 +6,7 @@ which program or person started it.
 Not covered: processes of other users.
 """
 
+import contextlib
 import hashlib
 import os
 import socket
@@ -38,48 +39,38 @@ def runtime_dir(config: ServerConfig) -> Path:
 
 
 def find_server(config: ServerConfig) -> psutil.Process | None:
-    """The Java process that serves this config; None if there is none."""
-    by_pid_file = _process_in_pid_file(config)
-    if by_pid_file and _serves(by_pid_file, config):
-        return by_pid_file
+    """The Java process that serves this config; None if there is none. Tries the process in the pid file first."""
+    with contextlib.suppress(OSError, ValueError, psutil.Error):
+        process = psutil.Process(int((runtime_dir(config) / ".model_server.pid").read_text()))
+        if _serves(process, config):
+            return process
     return next((process for process in psutil.process_iter() if _serves(process, config)), None)
 
 
-def _process_in_pid_file(config: ServerConfig) -> psutil.Process | None:
-    try:
-        return psutil.Process(int((runtime_dir(config) / ".model_server.pid").read_text()))
-    except (OSError, ValueError, psutil.Error):
-        return None
-
-
 def _serves(process: psutil.Process, config: ServerConfig) -> bool:
-    try:
+    with contextlib.suppress(psutil.Error, OSError):
         command = process.cmdline()
-        if MODEL_SERVER not in command or process.status() == psutil.STATUS_ZOMBIE:
-            return False
-        # Without -f, TorchServe uses the config.properties of its working directory.
-        file = command[command.index("-f") + 1] if "-f" in command else "config.properties"
-        return (Path(process.cwd()) / file).resolve() == config.path
-    except (psutil.Error, OSError):
-        return False
+        if MODEL_SERVER in command and process.status() != psutil.STATUS_ZOMBIE:
+            # Without -f, TorchServe uses the config.properties of its working directory.
+            file = command[command.index("-f") + 1] if "-f" in command else "config.properties"
+            return (Path(process.cwd()) / file).resolve() == config.path
+    return False
 
 
 def age_seconds(process: psutil.Process) -> float:
     """The time since the process was started; 0 for a process that has just ended."""
-    try:
+    with contextlib.suppress(psutil.Error):
         return max(0.0, time.time() - process.create_time())
-    except psutil.Error:
-        return 0.0
+    return 0.0
 
 
 def key_file(config: ServerConfig) -> Path:
     """TorchServe writes it into its working directory, which is not its home if a person started it elsewhere."""
     file = config.home / "key_file.json"
-    server = None if file.exists() else find_server(config)
-    try:
-        return Path(server.cwd()) / file.name if server else file
-    except (psutil.Error, OSError):
-        return file
+    with contextlib.suppress(psutil.Error, OSError):
+        if not file.exists() and (server := find_server(config)):
+            return Path(server.cwd()) / file.name
+    return file
 
 
 def worker_processes(config: ServerConfig, server: psutil.Process | None) -> list[psutil.Process]:
@@ -87,40 +78,33 @@ def worker_processes(config: ServerConfig, server: psutil.Process | None) -> lis
     found = child_processes(server) if server else []
     folder = runtime_dir(config)
     for process in psutil.process_iter():
-        try:
+        with contextlib.suppress(psutil.Error, OSError):
             is_worker = any(part.endswith(WORKER_SCRIPT) for part in process.cmdline())
             if is_worker and Path(process.cwd()).is_relative_to(folder):  # a worker's cwd is its unpacked archive
                 found.append(process)
-        except (psutil.Error, OSError):
-            continue
     return list(set(found))
 
 
 def child_processes(server: psutil.Process) -> list[psutil.Process]:
     """Its children and their children; none if it has ended."""
-    try:
+    with contextlib.suppress(psutil.Error):
         return list(server.children(recursive=True))
-    except psutil.Error:
-        return []
+    return []
 
 
 def is_listening(host: str, port: int) -> bool:
     """Whether a program accepts connections there."""
-    try:
-        with socket.create_connection((host, port), PORT_PROBE_SECONDS) as probe:
-            # Linux can connect a socket to itself if no program listens and the system gives the socket this port.
-            return bool(probe.getsockname() != probe.getpeername())
-    except OSError:
-        return False
+    with contextlib.suppress(OSError), socket.create_connection((host, port), PORT_PROBE_SECONDS) as probe:
+        # Linux can connect a socket to itself if no program listens and the system gives the socket this port.
+        return bool(probe.getsockname() != probe.getpeername())
+    return False
 
 
 def port_owner(port: int) -> psutil.Process | None:
     """The process that listens there; None if it belongs to another user."""
     for process in psutil.process_iter():  # one by one: the system-wide query needs root on macOS
-        try:
+        with contextlib.suppress(psutil.Error, OSError):
             connections = process.net_connections(kind="tcp")
-        except (psutil.Error, OSError):
-            continue
-        if any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in connections):
-            return process
+            if any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in connections):
+                return process
     return None

@@ -5,6 +5,7 @@ Uses the management key. Starts, stops and changes nothing: torchserve_client/ma
 Not covered: several models.
 """
 
+import contextlib
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, Self
@@ -87,15 +88,12 @@ class WorkerStatus:
 
     @classmethod
     def from_describe(cls, raw: dict[str, Any]) -> Self:
-        pid = raw.get("pid", 0)
-        started = parse_instant(raw.get("startTime", ""))
-        try:
+        pid, is_alive, memory = raw.get("pid", 0), False, 0
+        with contextlib.suppress(psutil.Error, ValueError):
             process = psutil.Process(pid)
             memory = process.memory_info().rss  # TorchServe's own figure is 0 for the first minute
             is_alive = process.status() != psutil.STATUS_ZOMBIE
-        except (psutil.Error, ValueError):
-            return cls(raw["id"], pid, raw["status"], False, 0, started)
-        return cls(raw["id"], pid, raw["status"], is_alive, memory, started)
+        return cls(raw["id"], pid, raw["status"], is_alive, memory, parse_instant(raw.get("startTime", "")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,31 +175,24 @@ class StatusClient:
     def state(self) -> ServerState:
         """Sends one request or two. Takes two seconds at most and raises nothing."""
         try:
-            return ServerState("up", retry_once(lambda: self.describe_version("", STATE_TIMEOUT_SECONDS)))
+            return ServerState("up", retry_once(lambda: self.describe(timeout_seconds=STATE_TIMEOUT_SECONDS)))
         except ServerUnreachable:
             return self._state_of_process()
         except RequestRefused as refusal:
-            if refusal.status == 502:  # another program answers at TorchServe's address
-                return ServerState("down", problem=str(refusal))
-            return ServerState("unhealthy", problem=str(refusal))
+            is_foreign = refusal.status == 502  # another program answers at TorchServe's address
+            return ServerState("down" if is_foreign else "unhealthy", problem=str(refusal))
         except TorchServeError as error:
             return ServerState("unhealthy", problem=str(error))
 
     def _state_of_process(self) -> ServerState:
         process = find_server(self._config)
-        if process is None:
-            return ServerState("down")
-        if age_seconds(process) < START_SECONDS:
-            return ServerState("starting")
+        if process is None or age_seconds(process) < START_SECONDS:
+            return ServerState("starting" if process else "down")
         url = self._config.management_url
         problem = f"TorchServe (process {process.pid}) runs but does not answer at {url}: stop it and start it again."
         return ServerState("unhealthy", problem=problem)
 
-    def describe(self) -> ModelStatus | None:
-        """The default version; None if the model is not registered. Raises TorchServeError."""
-        return self.describe_version("")
-
-    def describe_version(self, version: str, timeout_seconds: float = REQUEST_TIMEOUT_SECONDS) -> ModelStatus | None:
+    def describe(self, version: str = "", timeout_seconds: float = REQUEST_TIMEOUT_SECONDS) -> ModelStatus | None:
         """One version, "" for the default one; None if it is not registered. Raises TorchServeError."""
         try:
             return ModelStatus.from_describe(self._call("GET", version_path(version), timeout_seconds)[0])

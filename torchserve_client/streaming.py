@@ -108,13 +108,12 @@ class CompletionStream:
         headers = request_headers(key, self._api_path) | {"Content-Type": "application/json"}
         with errors_as_sentences(self._url, self._unreachable):
             target = urllib3.util.parse_url(self._url)
-            host, port, seconds = target.host or "", target.port, CONNECT_TIMEOUT_SECONDS
+            host, port = target.host or "", target.port
+            connection = HTTPConnection(host, port, timeout=CONNECT_TIMEOUT_SECONDS)
             if target.scheme == "https":
-                connection: HTTPConnection = HTTPSConnection(
-                    host, port, timeout=seconds, ca_certs=DEFAULT_CA_BUNDLE_PATH
+                connection = HTTPSConnection(
+                    host, port, timeout=CONNECT_TIMEOUT_SECONDS, ca_certs=DEFAULT_CA_BUNDLE_PATH
                 )
-            else:
-                connection = HTTPConnection(host, port, timeout=seconds)
             self._connection = connection
             connection.connect()
             self._socket = connection.sock
@@ -136,7 +135,7 @@ class CompletionStream:
                 if self._is_closed or line.startswith("data: [DONE]"):
                     return
                 if line.startswith("data:"):
-                    yield _event(json.loads(line[len("data:") :]))
+                    yield _event(json.loads(line.removeprefix("data:")))
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise StreamCut(_CUT) from error
         raise StreamCut(_CUT)
@@ -146,7 +145,9 @@ class CompletionStream:
             self._connection.close()
 
 
-def _event(event: dict[str, Any]) -> StreamEvent:
+def _event(event: Any) -> StreamEvent:
+    if not isinstance(event, dict):
+        raise ValueError("an event is not a JSON object")
     if "error" in event:
         raise openai_refusal(event["error"], 500)
     choice: dict[str, Any] = next(iter(event.get("choices") or []), {})

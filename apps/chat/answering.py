@@ -8,6 +8,7 @@ all unfinished answers every SAVE_SECONDS.
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -55,26 +56,19 @@ class RunningAnswer:
         self.server = server
         self.waits_for = waits_for
         self.has_ended = threading.Event()
-        self._is_stopped = threading.Event()
+        self.is_stopped = threading.Event()
         self._stream: CompletionStream | None = None
 
     def stop(self) -> None:
         """Disconnects, which frees the slot; the text stays. From any thread, at any time."""
-        self._is_stopped.set()
+        self.is_stopped.set()
         if self._stream is not None:
             self._stream.close()
-
-    @property
-    def is_stopped(self) -> bool:
-        return self._is_stopped.is_set()
-
-    def wait_for_stop(self, seconds: float) -> bool:
-        return self._is_stopped.wait(seconds)
 
     def attach(self, stream: CompletionStream) -> CompletionStream:
         """From now on `stop` closes this stream."""
         self._stream = stream
-        if self.is_stopped:
+        if self.is_stopped.is_set():
             stream.close()
         return stream
 
@@ -143,9 +137,10 @@ class Answers:
         except (TorchServeError, StoreError) as error:
             ended, problem = reason_of(error), str(error)
         finally:
-            if answer.is_stopped:
+            if answer.is_stopped.is_set():
                 ended, problem = "stopped", ""
-            if ended == "length" and is_full(answer.message.figures, answer.server.context_window):
+            n_tokens = answer.message.figures.get("usage", {}).get("total_tokens", 0)
+            if ended == "length" and n_tokens >= (answer.server.context_window or math.inf):
                 ended = "full"
             self._end(answer, ended, problem)
 
@@ -166,8 +161,8 @@ class Answers:
 
     def _wait_for(self, answer: RunningAnswer, message_id: int) -> None:
         self._change(answer, phase="waiting")
-        while not answer.is_stopped and not self._has_ended(message_id):
-            answer.wait_for_stop(POLL_SECONDS)
+        while not answer.is_stopped.is_set() and not self._has_ended(message_id):
+            answer.is_stopped.wait(POLL_SECONDS)
         self._change(answer, phase="queued")
 
     def _has_ended(self, message_id: int) -> bool:
@@ -182,13 +177,13 @@ class Answers:
         for event in self._events(answer):
             self._change(answer, **changes_by(event, answer.message, time.monotonic() - started))
             finish_reason = event.finish_reason or finish_reason
-        if not finish_reason and not answer.is_stopped:
+        if not finish_reason and not answer.is_stopped.is_set():
             raise StreamCut("The answer ended without a reason. Continue it, or ask again.")
         return finish_reason
 
     def _events(self, answer: RunningAnswer) -> Iterator[StreamEvent]:
         """The events of the answer's stream. Retries while the server starts or loads the model."""
-        while not answer.is_stopped:
+        while not answer.is_stopped.is_set():
             try:
                 yield from answer.attach(answer.send())
                 return
@@ -197,7 +192,7 @@ class Answers:
                 if answer.message.phase == "decode" or state not in STARTING:
                     raise
                 self._change(answer, phase=state)
-            answer.wait_for_stop(SERVER_RETRY_SECONDS)
+            answer.is_stopped.wait(SERVER_RETRY_SECONDS)
             self._change(answer, phase="queued")
 
     def _save_regularly(self) -> None:
@@ -244,8 +239,3 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, RequestRefused) and TOO_LONG & {error.code, error.type}:
         return "too long"
     return "failed"
-
-
-def is_full(figures: dict[str, Any], context_window: int | None) -> bool:
-    """Whether prompt and answer together fill the context window."""
-    return bool(context_window) and figures.get("usage", {}).get("total_tokens", 0) >= (context_window or 0)

@@ -40,7 +40,7 @@ LIBRARIES = {
     "jinja2": {"llama_cpp_worker.chat_template"},
     "llama_cpp": {"llama_cpp_worker.model", "llama_cpp_worker.sampler", "package_llama.*"},
     "llguidance": {"llama_cpp_worker.constraint", "llama_cpp_worker.model", "llama_cpp_worker.sampler"},
-    "msgspec": {"experiments.json_file"},
+    "msgspec": {"experiments.json_file", "apps.chat.export", "apps.chat.messages"},
     "prometheus_client": {"torchserve_client.metrics"},
     "requests": {"torchserve_client.http", "torchserve_client.streaming"},
     "streamlit": {"*_app", "*_panel", "apps.chat.session", "apps.shared.*"},
