@@ -49,7 +49,10 @@ class ServerConfig:
             for name, port in (("inference", 8080), ("management", 8081), ("metrics", 8082))
         )
         grpc_inference, grpc_management = (
-            (_local(properties.get(f"grpc_{name}_address", "")), _port(file, properties, f"grpc_{name}_port", port))
+            (
+                _local(properties.get(f"grpc_{name}_address", "127.0.0.1")),
+                _port(file, properties, f"grpc_{name}_port", port),
+            )
             for name, port in (("inference", 7070), ("management", 7071))
         )
         return cls(
@@ -96,4 +99,4 @@ def _port(file: Path, properties: dict[str, str], name: str, default: int) -> in
 
 
 def _local(host: str) -> str:
-    return "127.0.0.1" if host in ("", "0.0.0.0") else host  # noqa: S104  # nothing is bound to it here
+    return "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104  # nothing is bound to it here

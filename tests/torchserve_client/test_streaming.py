@@ -175,6 +175,14 @@ def test_stream_without_done_was_cut(server: ScriptedServer, is_truncated: bool)
         next(stream)
 
 
+@pytest.mark.parametrize("content", [b'"x"', b"[1]", b"{"], ids=["string", "list", "no-json"])
+def test_event_that_is_no_json_object_cuts_the_stream(server: ScriptedServer, content: bytes) -> None:
+    server.script = [b"data: " + content + b"\n\n", DONE]
+
+    with pytest.raises(StreamCut, match="was cut"):
+        next(server.stream())
+
+
 def test_error_event_in_a_stream_is_a_refusal(server: ScriptedServer) -> None:
     error = {"message": "The context is full.", "type": "server_error", "param": None, "code": 503}
     server.script = [word("half"), event(error=error), DONE]
