@@ -54,6 +54,7 @@ def picture_parallel_answers(browser: Browser, url: str) -> None:
     page = open_page(browser, f"{url}/?temperature=1&max_tokens=60&answers=4", width=1600, height=1000)
     send(page, "Tell me a story about a lighthouse.")
     expect(page.get_by_text(re.compile("ended by itself|length limit reached"))).to_have_count(4, timeout=TIMEOUT_MS)
+    page.wait_for_function("document.querySelector('[data-testid=stChatInput]').clientWidth > 1000")  # the wide layout
     take(page, "Parallel.png")
 
 
