@@ -6,6 +6,7 @@ Knows the store and nothing of pages. An import always creates new conversations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 
@@ -25,6 +26,8 @@ class ExportedConversation(Conversation):
     """A conversation with all its branches; every message stands after the one it follows."""
 
     messages: list[Message]
+    id: str = ""  # an import makes a new one
+    settings: dict[str, Any]
 
     def __post_init__(self) -> None:
         ids: set[int | None] = {None}
@@ -99,4 +102,6 @@ def _cleaned(conversation: ExportedConversation) -> ExportedConversation:
         replace(message, ended=message.ended or "cut", figures=clean_figures(message.figures))
         for message in conversation.messages
     ]
-    return replace(conversation, id=random_id(), title=conversation.title[:TITLE_LENGTH], messages=messages)
+    settings = {name: value for name, value in conversation.settings.items() if not isinstance(value, dict | list)}
+    title = conversation.title[:TITLE_LENGTH]
+    return replace(conversation, id=random_id(), title=title, settings=settings, messages=messages)

@@ -493,3 +493,13 @@ def test_markdown_has_the_branch_that_is_shown(store: ChatStore) -> None:
     assert text.index("## You\n\nHow big?") < text.index("## Assistant\n\nSm")
     assert "*The answer was cut.*" in text
     assert "light-years" not in text
+
+
+def test_an_import_needs_no_id_and_leaves_out_nested_settings(store: ChatStore) -> None:
+    conversation = {"title": "Birds", "settings": {"top_k": 5, "nested": {"a": 1}}, "leaf_id": None}
+    times = {"created_at": 1.0, "updated_at": 2.0}
+    document = {"format": "llama-2-chatbot", "version": 1, "conversations": [conversation | times | {"messages": []}]}
+    (imported,) = import_json(store, json.dumps(document))
+    found = store.get(imported)
+    assert found is not None
+    assert (found.title, found.settings) == ("Birds", {"top_k": 5})
