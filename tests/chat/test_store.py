@@ -1,5 +1,6 @@
 """Saved conversations: no program loses a message, and a thousand conversations are listed quickly."""
 
+import json
 import random
 import re
 import sqlite3
