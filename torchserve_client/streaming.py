@@ -146,11 +146,13 @@ class CompletionStream:
 
 
 def _event(event: Any) -> StreamEvent:
-    if not isinstance(event, dict):
-        raise ValueError("an event is not a JSON object")
-    if "error" in event:
-        raise openai_refusal(event["error"], 500)
-    choice: dict[str, Any] = next(iter(event.get("choices") or []), {})
-    text = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
-    usage, timings, progress = (event.get(name) for name in ("usage", "timings", "prompt_progress"))
-    return StreamEvent(text, choice.get("finish_reason"), usage, timings, progress)
+    """Raises ValueError for an event of another form than OpenAI's."""
+    try:
+        if "error" in event:
+            raise openai_refusal(event["error"], 500)
+        choice: dict[str, Any] = next(iter(event.get("choices") or []), {})
+        text = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
+        usage, timings, progress = (event.get(name) for name in ("usage", "timings", "prompt_progress"))
+        return StreamEvent(text, choice.get("finish_reason"), usage, timings, progress)
+    except (AttributeError, TypeError) as error:
+        raise ValueError("an event has another form than OpenAI's") from error

@@ -175,8 +175,20 @@ def test_stream_without_done_was_cut(server: ScriptedServer, is_truncated: bool)
         next(stream)
 
 
-@pytest.mark.parametrize("content", [b'"x"', b"[1]", b"{"], ids=["string", "list", "no-json"])
-def test_event_that_is_no_json_object_cuts_the_stream(server: ScriptedServer, content: bytes) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'"x"',
+        b"[1]",
+        b"{",
+        b'{"choices": ["x"]}',
+        b'{"choices": 5}',
+        b'{"choices": [{"delta": "x"}]}',
+        b'{"error": "x"}',
+    ],
+    ids=["string", "list", "no json", "choice", "choices", "delta", "error"],
+)
+def test_event_of_another_form_cuts_the_stream(server: ScriptedServer, content: bytes) -> None:
     server.script = [b"data: " + content + b"\n\n", DONE]
 
     with pytest.raises(StreamCut, match="was cut"):
