@@ -24,10 +24,20 @@ from llama_cpp_worker.text_assembler import TextAssembler
 
 logger = logging.getLogger(__name__)
 
-# A prefill step takes about this long. It is the longest pause that a new request causes in the other answers, and
-# the longest time until `run` can return. A prompt of 100 tokens fits (135M model, 2 cores).
-PREFILL_STEP_SECONDS = 0.2
-MIN_PREFILL_TOKENS = 32  # per prefill step, also on a slow model: smaller chunks are prefilled a third slower
+# A prefill step takes about this long, unless the smallest chunk takes longer. It is the longest pause that a prompt
+# causes in the other answers, and the longest time until `run` can return.
+PREFILL_STEP_SECONDS = 0.4
+LONE_PREFILL_STEP_SECONDS = 0.8  # while no answer is generated
+
+# The smallest chunk, also on a slow machine. With fewer tokens the kernels lose more than 15 % of their best speed
+# (docs/llama-cpp-facts.md, fact 13), and then a step that was cut because it is slow would become even slower.
+MIN_CHUNK_TOKENS = 64
+DEEP_TOKENS = 1024  # from this depth on, most of the time goes into attention,
+MIN_DEEP_CHUNK_TOKENS = 128  # which needs larger chunks
+CHUNK_ALIGNMENT = 64  # llama.cpp's attention computes tiles of this many tokens
+
+OLDEST_FIRST_EVERY = 3  # prefill steps
+
 MIN_AWAITED_TOKENS = 32  # of a shared prefix; for a shorter one, a request does not wait
 INITIAL_PREFILL_TOKENS_PER_SECOND = 500.0  # a guess, until the speed has been measured
 SMOOTHING = 0.3  # weight of the newest measurement
@@ -73,6 +83,7 @@ class Request:
     admitted_at: float | None = None
     first_token_at: float | None = None
     finished_at: float | None = None
+    _prefill_tokens_per_second: float | None = None  # in its last chunk
     _text: str = ""
     _assembler: TextAssembler = field(init=False)
     _sampler: Any = None
@@ -87,6 +98,10 @@ class Request:
     @property
     def is_prefilled(self) -> bool:
         return self.n_prefilled == len(self.prompt)
+
+    @property
+    def n_to_prefill(self) -> int:
+        return len(self.prompt) - self.n_prefilled
 
     def take_text(self) -> str:
         """The text that was generated since the last call."""
@@ -120,10 +135,18 @@ class Engine:
        prefill steps and decode steps alternate. So a new prompt never stops the other answers for longer than one
        prefill step. (One batch of both would not be faster: each sequence has a separate KV cache, so llama.cpp
        computes chunks of different lengths one after the other.)
-    3. Prompts are prefilled in order of arrival: the oldest first, in chunks, within a token budget that follows
-       from the measured speed and PREFILL_STEP_SECONDS.
+    3. A prefill step takes the prompts with the fewest tokens left: as many whole prompts as it has time for, or one
+       chunk of a longer prompt. Every third prefill step begins with the oldest prompt instead.
     4. A prompt that shares a long prefix with a prompt that is being prefilled waits until that prefix is computed.
        Then it reuses the prefix.
+
+    The bounds of rule 3, where B is the number of tokens of the smallest chunk that a step takes, and a prompt of k
+    tokens has ceil(k / B) chunks:
+
+    - A prompt that has the fewest tokens left, and at most B of them, waits for at most one other prefill step. A long
+      prompt delays a short one by a step, however long it is.
+    - A prompt is prefilled after at most 3 x (its own chunks and those of all older prompts) prefill steps, however
+      many short prompts arrive. A prompt in a slot starves never.
     """
 
     def __init__(self, model: EngineModel, n_saved_bytes: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -135,6 +158,7 @@ class Engine:
         self._clock = clock
         self._prefill_tokens_per_second = INITIAL_PREFILL_TOKENS_PER_SECOND
         self._is_prefill_step = False
+        self._n_prefill_steps = 0
         self._is_urgent = False  # whether this step produced a first token or the end of a request
 
     @property
@@ -239,22 +263,45 @@ class Engine:
         prefilling = [request for request in self._by_age() if request.is_started and not request.is_prefilled]
         decoding = [request for request in self.running.values() if request.is_prefilled]
         self._is_prefill_step = bool(prefilling) and not (decoding and self._is_prefill_step)
-        batch = self._prompt_chunks(prefilling) if self._is_prefill_step else [_next_token(each) for each in decoding]
-        return sorted(batch, key=lambda chunk: chunk.slot)
+        if not self._is_prefill_step:
+            return [_next_token(each) for each in sorted(decoding, key=lambda request: request.slot or 0)]
+        self._n_prefill_steps += 1
+        seconds = PREFILL_STEP_SECONDS if decoding else LONE_PREFILL_STEP_SECONDS
+        return sorted(self._prompt_chunks(prefilling, seconds), key=lambda chunk: chunk.slot)
 
-    def _prompt_chunks(self, prefilling: Sequence[Request]) -> list[Chunk]:
-        chunks = []
-        affordable = int(self._prefill_tokens_per_second * PREFILL_STEP_SECONDS)
-        budget = min(max(MIN_PREFILL_TOKENS, affordable), self.model.n_batch)
-        for request in prefilling:
-            tokens = request.prompt[request.n_prefilled : request.n_prefilled + budget]
-            if not tokens:
+    def _prompt_chunks(self, by_age: Sequence[Request], seconds: float) -> list[Chunk]:
+        """Whole prompts that take about `seconds` together, or one chunk; see rule 3 of the schedule."""
+        order = sorted(by_age, key=lambda request: request.n_to_prefill)
+        if self._n_prefill_steps % OLDEST_FIRST_EVERY == 0:
+            order.sort(key=lambda request: request is not by_age[0])
+        chunks: list[Chunk] = []
+        share = 1.0  # of the step's time that is left
+        room = self.model.n_batch
+        for request in order:
+            n_affordable = min(self._largest_chunk(request, seconds), room)
+            n_tokens = min(request.n_to_prefill, n_affordable)
+            is_last = n_tokens == request.n_to_prefill
+            if chunks and (not is_last or n_tokens > share * n_affordable):
                 break
-            budget -= len(tokens)
+            if not is_last:
+                n_tokens -= n_tokens % min(CHUNK_ALIGNMENT, self.model.n_batch)
             assert request.slot is not None
-            is_last = request.n_prefilled + len(tokens) == len(request.prompt)
+            tokens = request.prompt[request.n_prefilled : request.n_prefilled + n_tokens]
             chunks.append(Chunk(request.slot, request.n_prefilled, tokens, is_last))
+            share -= n_tokens / n_affordable
+            room -= n_tokens
+            if not is_last or room == 0:
+                break
         return chunks
+
+    def _largest_chunk(self, request: Request, seconds: float) -> int:
+        """How many tokens of a prompt a step of `seconds` can take; never less than the smallest chunk."""
+        is_deep = request.n_prefilled >= DEEP_TOKENS
+        smallest = MIN_DEEP_CHUNK_TOKENS if is_deep else MIN_CHUNK_TOKENS
+        speed = request._prefill_tokens_per_second
+        if speed is None:
+            speed = 0.0 if is_deep else self._prefill_tokens_per_second  # nothing is known of the speed at its depth
+        return max(smallest, int(speed * seconds))
 
     def _by_age(self) -> list[Request]:
         return sorted(self.running.values(), key=lambda request: request.submitted_at)
@@ -267,11 +314,19 @@ class Engine:
         started = self._clock()
         with self._guard([self.running[chunk.slot] for chunk in batch]):
             indices = self.model.decode(batch)
-        n_tokens = sum(len(chunk.tokens) for chunk in batch)
-        if indices and self._is_prefill_step and n_tokens >= MIN_PREFILL_TOKENS:
-            measured = n_tokens / max(self._clock() - started, 1e-6)
-            self._prefill_tokens_per_second += SMOOTHING * (measured - self._prefill_tokens_per_second)
+        if indices and self._is_prefill_step:
+            self._note_speed(batch, self._clock() - started)
         return indices
+
+    def _note_speed(self, batch: Sequence[Chunk], seconds: float) -> None:
+        n_tokens = sum(len(chunk.tokens) for chunk in batch)
+        if n_tokens < MIN_CHUNK_TOKENS:
+            return  # small batches are slower for each token
+        measured = n_tokens / max(seconds, 1e-6)
+        for chunk in batch:
+            self.running[chunk.slot]._prefill_tokens_per_second = measured
+        if all(chunk.position < DEEP_TOKENS for chunk in batch):
+            self._prefill_tokens_per_second += SMOOTHING * (measured - self._prefill_tokens_per_second)
 
     def _sample(self, request: Request, index: int) -> int:
         """The next token of a request, from the logits at `index` of the batch."""
