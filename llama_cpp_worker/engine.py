@@ -213,32 +213,34 @@ class Engine:
     # --- the parts of a step, in order
 
     def _admit(self) -> None:
-        """Gives free slots, the lowest first, to waiting requests, the oldest first."""
-        for slot in range(self.model.n_slots):
-            while self.waiting and slot not in self.running:
-                request = self.waiting.popleft()
-                with self._guard([request]):  # an unusable grammar ends its own request before it has a slot
-                    request._sampler = self.model.sampler(request.params, request.prompt)
-                    request.slot = slot
-                    request.admitted_at = self._clock()
-                    self.running[slot] = request
+        """Gives free slots to waiting requests, the oldest first; if the prefix cache has no preference, neighbours."""
+        while self.waiting and len(self.running) < self.model.n_slots:
+            request = self.waiting.popleft()
+            with self._guard([request]):  # an unusable grammar ends its own request before it has a slot
+                request._sampler = self.model.sampler(request.params, request.prompt)
+                free = [slot for slot in range(self.model.n_slots) if slot not in self.running]
+                free.sort(key=lambda slot: min((abs(slot - other) for other in self.running), default=0))
+                slot = self.cache.choose_slot(request.prompt, free)
+                request.slot = slot
+                request.admitted_at = self._clock()
+                self.running[slot] = request
 
     def _close_gaps(self) -> None:
-        """Moves sequences so that the running slots are consecutive.
+        """Swaps sequences so that the slots in the batch are consecutive. The idle ones in the gaps are not lost.
 
         llama.cpp decodes each run of consecutive slots in a separate pass. Each pass reads all the weights, so two
-        passes take twice the time. A move happens once and costs less than one pass.
+        passes take twice the time. A swap happens once.
         """
-        lowest = min(self.running, default=0)
-        for gap in range(lowest, lowest + len(self.running)):
-            if gap not in self.running:
-                last = max(self.running)
-                request = self.running[last]
-                if request.is_started:
-                    self.cache.move(last, gap)
-                del self.running[last]
-                request.slot = gap
-                self.running[gap] = request
+        started = [slot for slot, request in self.running.items() if request.is_started]
+        if len(started) < 2 or all(slot in self.running for slot in range(min(started), max(started) + 1)):
+            return
+        for pair in self.cache.swaps_to_join(started):
+            self.cache.swap(*pair)
+            moved = {slot: self.running.pop(slot) for slot in pair if slot in self.running}
+            for source, target in (pair, pair[::-1]):
+                if source in moved:
+                    moved[source].slot = target
+                    self.running[target] = moved[source]
 
     def _start_prefills(self) -> None:
         """Lets new requests reuse the longest computed prefix of their prompt, or wait for a longer one."""

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import re
 import secrets
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 CELL_ALIGNMENT = 256  # llama.cpp rounds the cells of a sequence up to a multiple of this
 NO_ROOM_IN_CACHE = 1  # llama_decode's return value
+SPEED_TEST_TOKENS = 32  # 0.1 s for 135M parameters, 2 s for 7B (2 cores)
 
 
 class ModelLoadError(RuntimeError):
@@ -112,6 +114,7 @@ class Model:
         self._vocabulary = Vocabulary(self.n_vocab, self._end_tokens, tokenizer)
         self._split_controls = self._control_token_splitter(texts)
         self.template = self._load_template(texts)
+        self._measure_speeds()
 
     def describe(self) -> dict[str, object]:
         """The model's file, kind, size, parameters, context, template and devices, for people."""
@@ -261,19 +264,36 @@ class Model:
         """Removes all but the first `n_tokens` of a slot's sequence."""
         llama_cpp.llama_memory_seq_rm(self._memory, slot, n_tokens, -1)
 
+    def state_size(self, slot: int) -> int:
+        """The bytes of `save_state`, without a copy."""
+        return int(llama_cpp.llama_state_seq_get_size(self._context, slot))
+
+    @property
+    def copied_bytes_per_second(self) -> float:
+        """The mean speed of `save_state` and `restore_state` until now."""
+        return self._copied_bytes / max(self._copy_seconds, 1e-6)
+
     def save_state(self, slot: int) -> ctypes.Array[ctypes.c_uint8]:
         """A copy of a slot's sequence, for `restore_state`."""
-        size = llama_cpp.llama_state_seq_get_size(self._context, slot)
+        started = time.perf_counter()
+        size = self.state_size(slot)
         state: ctypes.Array[ctypes.c_uint8] = (ctypes.c_uint8 * size)()
         n_copied = llama_cpp.llama_state_seq_get_data(self._context, state, size, slot)
         assert n_copied == size, f"{n_copied} of {size} bytes of a sequence were copied"
+        self._count_copy(size, started)
         return state
 
     def restore_state(self, slot: int, state: ctypes.Array[ctypes.c_uint8]) -> None:
         """Replaces a slot's sequence by a saved one."""
+        started = time.perf_counter()
         self.trim(slot, 0)
         n_copied = llama_cpp.llama_state_seq_set_data(self._context, state, len(state), slot)
         assert n_copied == len(state), "a saved sequence did not fit a slot"
+        self._count_copy(len(state), started)
+
+    def _count_copy(self, n_bytes: int, started: float) -> None:
+        self._copied_bytes += n_bytes
+        self._copy_seconds += time.perf_counter() - started
 
     # --- set-up
 
@@ -295,6 +315,19 @@ class Model:
             hint = " macOS reports memory pressure: close other programs." if has_memory_pressure() else ""
             logger.warning("Context window shortened from %d to %d tokens: memory is short.%s", window, fitting, hint)
         return min(window, fitting)
+
+    def _measure_speeds(self) -> None:
+        """Decodes SPEED_TEST_TOKENS and copies their state: how fast a prefix is computed, and how fast copied."""
+        tokens = [0] * min(SPEED_TEST_TOKENS, self.n_batch)
+        self.decode([Chunk(0, 0, tokens[:1], False)])  # the first decode also allocates memory
+        self.trim(0, 0)
+        started = time.perf_counter()
+        self.decode([Chunk(0, 0, tokens, False)])
+        llama_cpp.llama_synchronize(self._context)
+        self.prefilled_tokens_per_second = len(tokens) / max(time.perf_counter() - started, 1e-6)
+        self._copied_bytes, self._copy_seconds = 0, 0.0
+        self.restore_state(0, self.save_state(0))
+        self.trim(0, 0)
 
     def _control_token_splitter(self, texts: Sequence[bytes]) -> re.Pattern[str]:
         special = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN

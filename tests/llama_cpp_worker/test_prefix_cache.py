@@ -1,4 +1,6 @@
-"""Which computed prefix a prompt reuses, and which sequences are saved when their slot is reassigned."""
+"""Which slot a prompt gets, which computed prefix it reuses, and which sequences are saved."""
+
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -8,6 +10,7 @@ from llama_cpp_worker.prefix_cache import MIN_SHARED_PREFIX_TOKENS, PrefixCache,
 from tests.support.scripted_model import ScriptedModel
 
 LONG = list(range(100))
+OTHER = list(range(1000, 1100))
 
 
 def fill(cache: PrefixCache, model: ScriptedModel, slot: int, tokens: list[int]) -> None:
@@ -80,14 +83,171 @@ def test_the_oldest_saved_sequence_is_evicted_first() -> None:
     assert cache.cached_prefix_length([*third, 1]) == 60
 
 
-def test_moving_a_sequence_saves_the_old_one_of_its_new_slot() -> None:
-    cache, model = make(n_slots=3, n_saved_bytes=1000)
-    other = [value + 1000 for value in LONG]
+def test_the_state_of_a_saved_sequence_is_copied_only_if_it_fits() -> None:
+    cache, model = make(n_slots=1, n_saved_bytes=99)
+    fill(cache, model, 0, LONG)
+    assert cache.assign_prefix(0, [900, 901]) == 0
+    assert model.n_copies == 0
+
+
+def test_saved_sequences_never_take_more_than_their_memory() -> None:
+    cache, model = make(n_slots=1, n_saved_bytes=150)
+    for start in range(0, 1000, 100):
+        prompt = list(range(start, start + 100))
+        fill(cache, model, 0, prompt)
+        cache.assign_prefix(0, [5000, 5001])
+        assert cache.n_saved_bytes <= 150
+
+
+# --- copies that pay
+
+
+def test_a_short_head_of_a_long_sequence_is_computed_instead_of_copied() -> None:
+    cache, model = make()
+    fill(cache, model, 0, list(range(5000)))
+    prompt = [*range(7), 9000, 9001]
+    assert cache.assign_prefix(1, prompt) == 0  # 10,000 bytes at 1 MB/s take 10 ms, 7 tokens at 1,000/s 7 ms
+    assert model.n_copies == 0
+    assert cache.assign_prefix(1, [*range(50), 9000]) == 50
+
+
+def test_of_two_sources_the_cheaper_one_is_copied() -> None:
+    cache, model = make(n_slots=3)
+    model.copied_bytes_per_second = 1e5
+    fill(cache, model, 0, list(range(5000)))
+    fill(cache, model, 1, [*range(60), 7000])
+    assert cache.assign_prefix(2, [*range(62), 9000]) == 60
+
+
+def test_hits_are_counted_by_the_source_of_the_prefix() -> None:
+    cache, model = make(n_saved_bytes=1000)
+    fill(cache, model, 0, LONG)
+    cache.assign_prefix(0, [*LONG, 1])  # its own sequence
+    cache.assign_prefix(1, [*LONG, 2])  # a copy of slot 0
+    cache.clear(1)
+    cache.assign_prefix(0, [900, 901])  # nothing is known of it; LONG is saved
+    cache.assign_prefix(1, [*LONG, 3])
+    assert cache.hits == {"own": 1, "copied": 1, "saved": 1, "none": 1}
+
+
+# --- the slot of a new prompt
+
+
+def test_a_prompt_gets_the_slot_of_its_own_conversation() -> None:
+    cache, model = make(n_slots=4)
     fill(cache, model, 2, LONG)
-    fill(cache, model, 0, other)
-    cache.move(2, 0)
-    assert (model.cache[0], model.cache[2]) == (LONG, [])
-    assert cache.cached_prefix_length([*other, 1]) == len(other)
+    fill(cache, model, 1, [*LONG[:20], 700])
+    assert cache.choose_slot([*LONG, 500], range(4)) == 2
+
+
+def test_a_new_conversation_gets_an_empty_slot_although_others_share_its_head() -> None:
+    cache, model = make(n_slots=4)
+    fill(cache, model, 0, LONG)
+    fill(cache, model, 1, [*LONG[:60], *range(700, 750)])
+    assert cache.choose_slot([*LONG[:7], 900], range(4)) == 2
+    assert cache.choose_slot([*LONG[:60], 900], range(4)) == 2  # would discard 40 tokens of slot 0
+    assert cache.choose_slot([*LONG[:60], 900], [3, 2]) == 3
+
+
+def test_without_an_empty_slot_the_least_recently_used_one_is_chosen() -> None:
+    cache, model = make(n_slots=3)
+    for slot in (1, 0, 2):
+        fill(cache, model, slot, [slot * 1000 + value for value in LONG])
+    cache.append(1, [5])
+    assert cache.choose_slot([9, 9, 9], range(3)) == 0
+    assert cache.choose_slot([9, 9, 9], [1, 2]) == 2
+    cache.swap(0, 2)
+    assert cache.choose_slot([9, 9, 9], range(3)) == 2
+
+
+def test_a_slot_is_not_overwritten_by_a_better_prefix_from_elsewhere() -> None:
+    cache, model = make(n_slots=3)
+    fill(cache, model, 0, LONG)  # still running
+    fill(cache, model, 1, LONG[:20])
+    assert cache.choose_slot([*LONG, 500], [1, 2]) == 2
+
+
+# --- swaps
+
+
+def test_a_swap_loses_neither_sequence() -> None:
+    cache, model = make(n_slots=3)
+    fill(cache, model, 2, LONG)
+    fill(cache, model, 0, OTHER)
+    cache.swap(2, 0)
+    cache.swap(2, 1)
+    assert model.cache == {0: LONG, 1: OTHER, 2: []}
+    assert cache.assign_prefix(1, [*OTHER, 1]) == len(OTHER)
+    assert cache.swaps == 2
+
+
+@pytest.mark.parametrize(
+    ("sizes", "slots", "swaps"),
+    [
+        pytest.param([90, 0, 90], [0, 2], [(2, 1)], id="either may move"),
+        pytest.param([90, 50, 10], [0, 2], [(2, 1)], id="the shorter one moves"),
+        pytest.param([10, 80, 90, 90, 2], [0, 2, 3], [(0, 4)], id="not from the lowest"),
+        pytest.param([10, 0, 10, 0, 90], [0, 2, 4], [(0, 3)], id="fewest tokens for three"),
+        pytest.param([5, 5, 5], [0, 1], [], id="consecutive"),
+    ],
+)
+def test_the_cheapest_swaps_join_slots(sizes: list[int], slots: list[int], swaps: list[tuple[int, int]]) -> None:
+    cache, model = make(n_slots=len(sizes))
+    for slot, size in enumerate(sizes):
+        fill(cache, model, slot, LONG[:size])
+    assert cache.swaps_to_join(slots) == swaps
+
+
+# --- any sequence of operations
+
+PROMPTS = st.lists(st.sampled_from([LONG[:40], LONG[40:80], OTHER[:35], [1], [2, 3]]), min_size=1, max_size=3).map(
+    lambda parts: [token for part in parts for token in part] + [999]
+)
+OPERATIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("start"), PROMPTS, st.sets(st.integers(0, 3), min_size=1)),
+        st.tuples(st.just("clear"), st.integers(0, 3)),
+        st.tuples(st.just("swap"), st.integers(0, 3), st.integers(0, 3)),
+        st.tuples(st.just("join"), st.sets(st.integers(0, 3), min_size=1)),
+    ),
+    max_size=30,
+)
+
+
+@given(OPERATIONS, st.sampled_from([0, 50, 200, 10_000]), st.sampled_from([1e3, 1e5, 1e6]))
+def test_the_tokens_are_those_of_the_model_after_any_operations(
+    operations: list[tuple[Any, ...]], n_saved_bytes: int, copied_bytes_per_second: float
+) -> None:
+    cache, model = make(n_slots=4, n_saved_bytes=n_saved_bytes)
+    model.copied_bytes_per_second = copied_bytes_per_second
+    for name, *arguments in operations:
+        before = sorted(map(tuple, model.cache.values()))
+        if name == "start":
+            prompt, free = arguments
+            slot = cache.choose_slot(prompt, sorted(free))
+            assert slot in free
+            known = cache.cached_prefix_length(prompt)
+            length = cache.assign_prefix(slot, prompt)
+            assert length <= known < len(prompt)
+            assert model.cache[slot] == prompt[:length], "the tokens in the slot are not those of the prompt"
+            model.cache[slot] += prompt[length:]
+            cache.append(slot, prompt[length:])
+        elif name == "clear":
+            cache.clear(arguments[0])
+            assert model.cache[arguments[0]] == []
+        elif name == "swap":
+            cache.swap(*arguments)
+            assert sorted(map(tuple, model.cache.values())) == before
+        else:
+            joined = arguments[0]
+            contents = sorted(tuple(model.cache[slot]) for slot in joined)
+            for source, target in cache.swaps_to_join(joined):
+                cache.swap(source, target)
+                joined = joined - {source} | {target}
+            assert max(joined) - min(joined) == len(joined) - 1
+            assert sorted(tuple(model.cache[slot]) for slot in joined) == contents
+        assert [cache.tokens(slot) for slot in range(4)] == list(model.cache.values())
+        assert cache.n_saved_bytes <= n_saved_bytes
 
 
 def test_nothing_of_a_cleared_slot_is_reused() -> None:

@@ -32,9 +32,12 @@ class ScriptedModel:
         self.batches: list[list[Chunk]] = []
         self.samplers: list[ScriptedSampler] = []
         self.fail_with: DecodeError | None = None
+        self.n_copies = 0  # of states that were saved
         self.n_passes = 0  # runs of consecutive slots, each of which reads all the weights
         self.seconds = 0.0
         self.seconds_per_token = 0.001
+        self.prefilled_tokens_per_second = 1e3
+        self.copied_bytes_per_second = 1e6  # a state has a byte per token
         self._script = script
         self._next: dict[int, int] = {}
 
@@ -82,7 +85,11 @@ class ScriptedModel:
     def trim(self, slot: int, n_tokens: int) -> None:
         del self.cache[slot][n_tokens:]
 
+    def state_size(self, slot: int) -> int:
+        return len(self.cache[slot])
+
     def save_state(self, slot: int) -> list[int]:
+        self.n_copies += 1
         return list(self.cache[slot])
 
     def restore_state(self, slot: int, state: list[int]) -> None:
