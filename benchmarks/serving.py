@@ -1,13 +1,12 @@
 """Compares OpenAI-compatible servers: each workload on each server in turn, in several rounds.
 
-    python -m benchmarks.serving --target llama-server=http://127.0.0.1:9090/v1 --rounds 3
+    python -m benchmarks.serving --target llama-server=http://127.0.0.1:9090/v1 --rounds 3 --json figures.json
 
 Sends the requests to the TorchServe of config.properties (or TS_CONFIG_FILE), then to each --target. All must serve the
 same GGUF file with the same threads and context. `--config NAME=FILE` adds another TorchServe by its config.properties.
-Prints the medians of the ratios TorchServe / other server.
 
-The workloads are those of benchmarks/workloads.py and two more. WT: a conversation of 10 turns. WL: 4 clients receive
-200 tokens each while a fifth client sends a prompt of 3,000 tokens.
+Prints the figures of each round, their medians, and the medians of the ratios TorchServe / other server.
+A server whose request fails has no figures in that round.
 """
 
 import dataclasses
@@ -15,139 +14,132 @@ import json
 import platform
 import statistics
 import sys
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks import argument_parser
-from benchmarks.workloads import CLOSED_LOOPS, body, distinct, question, text
-from experiments.load_test import Run, Target, print_summary, run_load, torchserve_target
+from benchmarks.conversations import run_long_conversation, run_many_conversations, run_second_questions
+from benchmarks.fairness import (
+    run_arriving_questions,
+    run_beside_busy_programs,
+    run_long_prompt_beside_streams,
+    run_questions_in_sequence,
+)
+from benchmarks.figures import Figures, WorkloadFailed, checked, compare, line, load_figures, medians
+from benchmarks.workloads import CLOSED_LOOPS, Workload, distinct, schema_body
+from experiments.load_test import Target, run_load, torchserve_target
 from torchserve_client.config import ServerConfig
 
-DECODING_CLIENTS, GENERATED_TOKENS, LONG_PROMPT_TOKENS = 4, 200, 3000
-TURNS = 10
+RunWorkload = Callable[[Target, str], Figures]
 
 
-def run_conversation(target: Target, tag: str) -> dict[str, Any]:
-    """WT: the time to the first token of each turn."""
-    messages = question(f"{tag} {text(20, tag)}")[:1]
-    first_ms = []
-    cached = []
-    for turn in range(TURNS):
-        messages = [*messages, {"role": "user", "content": text(20, tag, turn)}]
-        (sample,) = run_load(target, [body(messages, turn)], clients=1).samples
-        if sample.error or sample.time_to_first_token is None:
-            return {"target": target.name, "errors": 1, "error": sample.error}
-        first_ms.append(round(1000 * sample.time_to_first_token, 1))
-        cached.append(sample.cached_tokens)
-        messages = [*messages, {"role": "assistant", "content": sample.text}]
-    return {
-        "target": target.name,
-        "errors": 0,
-        "first_token_ms_by_turn": first_ms,
-        "cached_tokens_by_turn": cached,
-        "last_over_first": round(first_ms[-1] / first_ms[0], 2),
-    }
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """run(target, tag): the figures of one round. No prompt has the text of a prompt with another tag."""
+
+    about: str
+    run: RunWorkload
 
 
-def run_long_prompt(target: Target, tag: str) -> dict[str, Any]:
-    """WL: the longest gap between two events of a stream during the prefill of a long prompt, and the median gap."""
-    decoding: list[Run] = []
-    has_begun = threading.Event()
-    bodies = [body(question(text(20, tag, number)), number, GENERATED_TOKENS) for number in range(DECODING_CLIENTS)]
-    thread = threading.Thread(
-        target=lambda: decoding.append(run_load(target, bodies, DECODING_CLIENTS, on_text=has_begun.set)), daemon=True
-    )
-    thread.start()
-    has_begun.wait(60)
-    long_prompt = run_load(target, [body(question(text(LONG_PROMPT_TOKENS, tag, "long")), 0, 16)], clients=1)
-    thread.join()
-    gaps = [
-        later - earlier
-        for sample in decoding[0].samples
-        for earlier, later in zip(sample.events, sample.events[1:], strict=False)
-    ]
-    errors = [*decoding[0].errors, *long_prompt.errors]
-    if errors or not gaps:
-        return {"target": target.name, "errors": len(errors), "error": errors[:1]}
-    longest, median = 1000 * max(gaps), 1000 * statistics.median(gaps)
-    return {
-        "target": target.name,
-        "errors": 0,
-        "longest_gap_ms": round(longest, 1),
-        "median_gap_ms": round(median, 1),
-        "longest_over_median": round(longest / median, 2),
-        "long_prompt_first_token_ms": round(1000 * (long_prompt.samples[0].time_to_first_token or 0), 1),
-    }
+def closed_loop(workload: Workload) -> RunWorkload:
+    return lambda target, tag: load_figures(run_load(target, workload.bodies(tag), workload.clients))
 
 
-def run_closed_loop(target: Target, tag: str, name: str) -> dict[str, Any]:
-    workload = CLOSED_LOOPS[name]
-    return run_load(target, workload.bodies(tag), workload.clients).summary()
+def schema_answers(clients: int, requests: int) -> RunWorkload:
+    """The requests with a JSON schema, then as many without one, with answers of the average length of those."""
+
+    def run(target: Target, tag: str) -> Figures:
+        bodies = [schema_body(request) for request in distinct(requests)(f"{tag} schema")]
+        constrained = run_load(target, bodies, clients)
+        length = round(statistics.mean(sample.completion_tokens for sample in checked(constrained.samples)))
+        plain = run_load(target, distinct(requests, length)(f"{tag} plain"), clients)
+        checked(plain.samples)
+        return {
+            **load_figures(constrained),
+            "plain_tokens_per_second": plain.tokens_per_second,
+            "schema_over_plain": constrained.tokens_per_second / plain.tokens_per_second,
+            "complete_answers": sum(is_json(sample.text) for sample in constrained.samples),
+        }
+
+    return run
 
 
-def run_workload(name: str, target: Target, tag: str) -> dict[str, Any]:
-    special: dict[str, Callable[[Target, str], dict[str, Any]]] = {"WT": run_conversation, "WL": run_long_prompt}
-    if name in special:
-        result = special[name](target, tag)
-        print(json.dumps(result), flush=True)
-        return result
-    result = run_closed_loop(target, tag, name)
-    print_summary(result)
-    return result
+def is_json(answer: str) -> bool:
+    try:
+        json.loads(answer)
+    except ValueError:
+        return False
+    return True
 
 
-def compare(name: str, results: list[dict[str, dict[str, Any]]], baseline: str, other: str) -> dict[str, float]:
-    """The medians of the ratios baseline / other, over the rounds. Empty for WT and WL, and without answers."""
+BENCHMARKS = {
+    **{name: Benchmark(workload.about, closed_loop(workload)) for name, workload in CLOSED_LOOPS.items()},
+    "WT": Benchmark("a conversation of 10 turns", run_long_conversation),
+    "WL": Benchmark("a prompt of 3,000 tokens beside 4 streams of 200", run_long_prompt_beside_streams),
+    "WQ": Benchmark("6 short questions, one every 0.5 s, 1 s after a prompt of 6,000 tokens", run_arriving_questions),
+    "WN": Benchmark("40 short questions, one after another, beside a prompt of 6,000", run_questions_in_sequence),
+    "WB": Benchmark("WQ, then WQ beside one busy program for each core", run_beside_busy_programs),
+    "WJ1": Benchmark("1 client, answers with a JSON schema of 5 fields, and without", schema_answers(1, 6)),
+    "WJ8": Benchmark("8 clients, as WJ1", schema_answers(8, 48)),
+    "WC": Benchmark("24 conversations of 4 turns on 8 clients", run_many_conversations),
+    "W3": Benchmark("4 clients with 3,000 tokens each, the second question", run_second_questions),
+}
 
-    def ratios(pick: Callable[[dict[str, Any]], float]) -> float:
-        return round(statistics.median(pick(each[baseline]) / pick(each[other]) for each in results), 3)
 
-    if name in ("WT", "WL"):
-        return {}
-    if any(not result[target]["first_token_ms"] for result in results for target in (baseline, other)):
-        return {}
-    return {
-        "tokens_per_second": ratios(lambda result: result["tokens_per_second"]),
-        "first_token_p50": ratios(lambda result: result["first_token_ms"]["p50"]),
-        "first_token_p95": ratios(lambda result: result["first_token_ms"]["p95"]),
-        "per_token_p50": ratios(lambda result: result["per_token_ms"]["p50"]),
-    }
+def run_round(benchmark: Benchmark, targets: Sequence[Target], tag: str) -> dict[str, Figures]:
+    """The figures of each target, by its name; empty after a failed request."""
+    figures: dict[str, Figures] = {}
+    for target in targets:
+        try:
+            figures[target.name] = benchmark.run(target, tag)
+            print(f"{target.name:14} {line(figures[target.name])}", flush=True)
+        except WorkloadFailed as problem:
+            figures[target.name] = {}
+            print(f"{target.name:14} {problem}", flush=True)
+    return figures
+
+
+def run_benchmark(name: str, targets: Sequence[Target], rounds: int, seed: int) -> dict[str, Any]:
+    """All rounds; prints and returns the figures, their medians, and the ratios of the first target to each other."""
+    benchmark, baseline = BENCHMARKS[name], targets[0].name
+    print(f"\n{name}: {benchmark.about}", flush=True)
+    results = [run_round(benchmark, targets, f"{name} {number} {seed}") for number in range(rounds)]
+    middle = {target.name: medians(result[target.name] for result in results) for target in targets}
+    ratios = {target.name: compare(results, baseline, target.name) for target in targets[1:]}
+    for target, figures in middle.items():
+        print(f"{name} median of {target}: {line(figures)}", flush=True)
+    for other, figures in ratios.items():
+        print(f"{name} {baseline} / {other}: {line(figures)}", flush=True)
+    return {"rounds": results, "medians": middle, "ratios": ratios}
 
 
 def main() -> int:
-    parser = argument_parser("serving", __doc__)
+    workloads = "\n".join(f"  {name:7} {benchmark.about}" for name, benchmark in BENCHMARKS.items())
+    parser = argument_parser("serving", f"{__doc__}\nWorkloads:\n{workloads}")
     parser.add_argument("--target", action="append", default=[], metavar="NAME=URL", help="another server, .../v1")
     parser.add_argument("--config", action="append", default=[], metavar="NAME=FILE", help="another TorchServe")
-    parser.add_argument("--workload", action="append", help=f"{', '.join(CLOSED_LOOPS)}, WT, WL (default: all)")
+    parser.add_argument(
+        "--workload", action="append", choices=BENCHMARKS, metavar="NAME", help="repeatable (default: all)"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of all texts (default: a new one)")
-    parser.add_argument("--json", type=Path, help="file for all figures")
+    parser.add_argument("--json", type=Path, help="file for all figures, written after each workload")
     arguments = parser.parse_args()
     targets = [torchserve_target(ServerConfig.load())]
     for name, file in (pair.split("=", 1) for pair in arguments.config):
         targets.append(dataclasses.replace(torchserve_target(ServerConfig.load(file)), name=name))
     targets += [Target(*pair.split("=", 1)) for pair in arguments.target]
-    names = arguments.workload or [*CLOSED_LOOPS, "WT", "WL"]
 
     report: dict[str, Any] = {"machine": f"{platform.machine()}, {platform.system()}", "workloads": {}}
     for target in targets:  # the first requests are slower than the later ones
         run_load(target, distinct(2)("warm-up"), clients=2)
-    for name in names:
-        print(f"\n{name}: {CLOSED_LOOPS[name].about if name in CLOSED_LOOPS else ''}", flush=True)
-        rounds = [
-            {target.name: run_workload(name, target, f"{name} {number} {arguments.seed}") for target in targets}
-            for number in range(arguments.rounds)
-        ]
-        ratios = {target.name: compare(name, rounds, targets[0].name, target.name) for target in targets[1:]}
-        for other, figures in ratios.items():
-            if figures:
-                print(f"{targets[0].name} / {other}: {figures}", flush=True)
-        report["workloads"][name] = {"rounds": rounds, "ratios": ratios}
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1))
+    for name in arguments.workload or BENCHMARKS:
+        report["workloads"][name] = run_benchmark(name, targets, arguments.rounds, arguments.seed)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(report, indent=1))
     return 0
 
 

@@ -41,6 +41,22 @@ WORDS = [
     "kettle",
 ]
 GENERATED = 64
+SYSTEM_MESSAGE = {"role": "system", "content": "You are a poet."}
+
+MOST_RECORD_TOKENS = 256
+RECORD_FIELDS: dict[str, dict[str, Any]] = {  # of nearly fixed lengths, so that all answers have about as many tokens
+    "name": {"type": "string", "minLength": 24, "maxLength": 24},
+    "place": {"type": "string", "minLength": 24, "maxLength": 24},
+    "colour": {"enum": ["red", "green", "blue"]},
+    "year": {"type": "integer", "minimum": 1000, "maximum": 2999},
+    "remark": {"type": "string", "minLength": 32, "maxLength": 32},
+}
+RECORD_SCHEMA = {
+    "type": "object",
+    "properties": RECORD_FIELDS,
+    "required": list(RECORD_FIELDS),
+    "additionalProperties": False,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +80,7 @@ def body(messages: list[dict[str, str]], seed: int, max_tokens: int = GENERATED)
 
 
 def question(content: str) -> list[dict[str, str]]:
-    return [{"role": "system", "content": "You are a poet."}, {"role": "user", "content": content}]
+    return [SYSTEM_MESSAGE, {"role": "user", "content": content}]
 
 
 def distinct(requests: int, max_tokens: int = GENERATED) -> Callable[[str], list[dict[str, Any]]]:
@@ -87,6 +103,12 @@ def shared_system_prompt(requests: int) -> Callable[[str], list[dict[str, Any]]]
         ]
 
     return bodies
+
+
+def schema_body(request: dict[str, Any]) -> dict[str, Any]:
+    """The request with RECORD_SCHEMA. Without `ignore_eos`: the answer ends with the JSON value."""
+    form = {"type": "json_schema", "json_schema": {"name": "record", "strict": True, "schema": RECORD_SCHEMA}}
+    return {**request, "ignore_eos": False, "max_tokens": MOST_RECORD_TOKENS, "response_format": form}
 
 
 CLOSED_LOOPS = {
