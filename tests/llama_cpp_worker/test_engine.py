@@ -6,8 +6,18 @@ from typing import Any
 
 import pytest
 
-from llama_cpp_worker.engine import MIN_AWAITED_TOKENS, PREFILL_STEP_SECONDS, UNEXPECTED_ERROR, Engine, Request
-from llama_cpp_worker.model import DecodeError
+from llama_cpp_worker.engine import (
+    DEEP_TOKENS,
+    MIN_AWAITED_TOKENS,
+    MIN_CHUNK_TOKENS,
+    MIN_DEEP_CHUNK_TOKENS,
+    OLDEST_FIRST_EVERY,
+    PREFILL_STEP_SECONDS,
+    UNEXPECTED_ERROR,
+    Engine,
+    Request,
+)
+from llama_cpp_worker.model import Chunk, DecodeError
 from llama_cpp_worker.sampler import SamplingError
 from llama_cpp_worker.sampling_params import SamplingParams
 from tests.support.scripted_model import ScriptedModel, ScriptedSampler
@@ -196,20 +206,125 @@ def test_an_error_in_the_schedule_itself_ends_the_running_requests(monkeypatch: 
     assert waiting.take_text() == complete_alone("hello")[0]
 
 
-def test_a_long_prompt_delays_other_answers_for_a_bounded_time() -> None:
-    model = ScriptedModel(n_slots=2, n_batch=512, window=6000)
+class SlowAtDepth(ScriptedModel):
+    """Decodes as slowly as a real model: a fixed time for each pass, and more for each token behind a long context."""
+
+    pace = 1.0  # 20: a machine that is busy with other programs
+
+    def decode(self, chunks: Sequence[Chunk]) -> list[int]:
+        depth = max(chunk.position for chunk in chunks)
+        size = sum(len(chunk.tokens) for chunk in chunks)
+        indices = super().decode(chunks)
+        self.seconds += self.pace * (0.01 + 0.001 * size * depth / 1000)
+        return indices
+
+
+def prefill_steps(model: ScriptedModel) -> list[list[Chunk]]:
+    """Batches with prompt tokens: a step either prefills or decodes, and a decoded token comes after its prompt."""
+    return [batch for batch in model.batches if any(len(chunk.tokens) > 1 or not chunk.wants_logits for chunk in batch)]
+
+
+@pytest.mark.parametrize("pace", [1.0, 20.0])
+def test_a_long_prompt_delays_other_answers_for_a_bounded_time(pace: float) -> None:
+    model = SlowAtDepth(n_slots=2, n_batch=512, window=6000)
+    model.pace = pace
     engine = Engine(model, clock=model.clock)
-    decoding = make_request("hello", max_tokens=500)
+    decoding = make_request("hello>", max_tokens=500)
+    model._script = b"a" * 1000
     engine.submit(decoding)
     engine.step()
-    engine.submit(make_request("x" * 3000))
+    engine.submit(make_request(">" + "x" * 3000))
     longest = 0.0
     while not decoding.is_finished and len(model.batches) < 200:
         before = model.seconds
         engine.step()
         longest = max(longest, model.seconds - before)
-    assert sum(len(chunk.tokens) for batch in model.batches for chunk in batch if chunk.slot == 1) >= 3000
-    assert longest <= 1.5 * PREFILL_STEP_SECONDS
+    chunks = [chunk for batch in model.batches for chunk in batch if chunk.slot == 1 and chunk.position < 3001]
+    assert sum(len(chunk.tokens) for chunk in chunks) >= 3001
+    smallest_step = MIN_DEEP_CHUNK_TOKENS * (0.001 + pace * 0.001 * 3) + pace * 0.01
+    assert longest <= max(1.5 * PREFILL_STEP_SECONDS, smallest_step)
+    assert all(len(chunk.tokens) >= MIN_CHUNK_TOKENS for chunk in chunks if not chunk.wants_logits)
+
+
+def test_chunks_stay_as_large_as_the_kernels_need_on_a_busy_machine() -> None:
+    model = SlowAtDepth(n_slots=2, n_batch=512, window=8200)
+    model.pace = 1000.0
+    engine = Engine(model, clock=model.clock)
+    engine.submit(make_request("x" * 8000))
+    run_to_end(engine)
+    sizes = [(chunk.position, len(chunk.tokens)) for (chunk,) in prefill_steps(model) if not chunk.wants_logits]
+    assert min(size for _, size in sizes) == MIN_CHUNK_TOKENS
+    assert min(size for position, size in sizes if position >= DEEP_TOKENS) == MIN_DEEP_CHUNK_TOKENS
+
+
+def test_a_short_prompt_waits_for_one_step_of_a_long_one() -> None:
+    model = SlowAtDepth(n_slots=4, n_batch=512, window=8200)
+    engine = Engine(model, clock=model.clock)
+    long = make_request("x" * 8000)
+    engine.submit(long)
+    for number in range(6):
+        engine.step()
+        short = make_request(f"{number} {'y' * 25}", max_tokens=1)
+        engine.submit(short)
+        before = len(prefill_steps(model))
+        while short.first_token_at is None:
+            engine.step()
+        assert len(prefill_steps(model)) - before <= 2  # its own, and one of the oldest prompt
+    assert not long.is_prefilled
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_no_prompt_waits_longer_than_the_schedule_promises(seed: int) -> None:
+    """The bound of the schedule for prompts of all lengths that arrive all the time."""
+    dice = random.Random(seed)
+    model = SlowAtDepth(n_slots=dice.randint(2, 6), n_batch=dice.choice([64, 128, 512]), window=4200)
+    model.pace = dice.choice([0.1, 1.0, 30.0])
+    engine = Engine(model, clock=model.clock)
+    lengths = [dice.choice([10, 30, 100, 500, 4000]) for _ in range(25)]
+    bounds: dict[Request, int] = {}  # of the prompts that are being prefilled: the number of the step that ends them
+    for _ in range(5000):
+        if lengths and dice.random() < 0.3:
+            prompt = [dice.randrange(97, 123) for _ in range(lengths.pop())]
+            engine.submit(Request(prompt, SamplingParams(max_tokens=dice.randint(1, 4))))
+        engine.step()
+        n_steps = len(prefill_steps(model))
+        for request in engine.running.values():
+            if request.is_started and not request.completion and request not in bounds:
+                older = [each for each in engine.running.values() if each.submitted_at <= request.submitted_at]
+                chunks = sum(-(-each.n_to_prefill // MIN_CHUNK_TOKENS) for each in older)
+                bounds[request] = n_steps + OLDEST_FIRST_EVERY * (chunks + 1)
+        for request, bound in list(bounds.items()):
+            assert n_steps <= bound, f"{len(request.prompt)} tokens: {n_steps} steps, promised {bound}"
+            if request.completion:
+                del bounds[request]
+        if not lengths and engine.is_idle:
+            return
+    pytest.fail("a prompt was never prefilled")
+
+
+@pytest.mark.parametrize(("method", "error"), [(name, ZeroDivisionError) for name in ("piece", "logprobs", "is_end")])
+def test_an_error_in_any_call_for_one_request_ends_that_request_only(method: str, error: type[Exception]) -> None:
+    """`sampler` and `sample` are above. The call fails for the third token of one of three requests."""
+    model = ScriptedModel(n_slots=3, script=b"abcdefgh")
+    engine = Engine(model)
+    requests = [Request(list(f"{n}>".encode()), SamplingParams(max_tokens=6), logprobs=1) for n in range(3)]
+    for request in requests:
+        engine.submit(request)
+    original = getattr(model, method)
+    hit = []
+
+    def broken(*arguments: Any, **named: Any) -> Any:
+        if requests[1].completion and len(requests[1].completion) == 3 and not hit:
+            hit.append(method)
+            raise error("a bug")
+        return original(*arguments, **named)
+
+    setattr(model, method, broken)
+    while not engine.is_idle:
+        engine.run(1.0)
+    assert hit
+    assert sorted(str(request.finish_reason) for request in requests) == ["error", "length", "length"]
+    assert engine.counters.failed == 1
 
 
 def test_a_completion_ends_at_max_tokens_and_at_the_context_window() -> None:
