@@ -49,6 +49,7 @@ class LlamaCppHandler:
         self._model_name = settings.model_name
         self._is_continuous = bool(context.model_yaml_config.get("continuousBatching"))
         self._shares_cores = not self._is_continuous and settings.n_threads == 0
+        n_saved_bytes = int(psutil.virtual_memory().available * SAVED_SEQUENCES_SHARE)
         self._model = Model(
             path=settings.model_path,
             n_slots=context.system_properties["batch_size"],
@@ -56,8 +57,8 @@ class LlamaCppHandler:
             n_batch=settings.n_batch,
             n_gpu_layers=settings.n_gpu_layers,
             n_threads=settings.n_threads,
+            n_saved_bytes=n_saved_bytes,
         )
-        n_saved_bytes = int(psutil.virtual_memory().available * SAVED_SEQUENCES_SHARE)
         self._engine = Engine(self._model, n_saved_bytes)
         self._replies: dict[str, Reply] = {}  # the open ones, by TorchServe's request id
         worker = torchserve_worker.worker_name()

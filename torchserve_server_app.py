@@ -9,6 +9,7 @@ Run it with `streamlit run torchserve_server_app.py`.
 
 from collections.abc import Callable
 from datetime import datetime
+from typing import Any
 
 import streamlit as st
 
@@ -19,7 +20,7 @@ from apps.dashboard.connect_panel import show_connect
 from apps.dashboard.experiments_panel import show_experiments
 from apps.dashboard.logs_panel import show_logs
 from apps.dashboard.metrics_panel import show_metrics
-from apps.dashboard.status_panel import show_status
+from apps.dashboard.status_panel import model_meta, show_status
 from apps.dashboard.wording import counted
 from apps.shared.garbage_collector import freeze_imports
 from experiments.restore import is_running
@@ -81,7 +82,7 @@ def close_stop_question() -> None:
     st.session_state.stop_question = 0
 
 
-def show_sidebar(model: ModelStatus | None, has_experiment: bool) -> None:
+def show_sidebar(model: ModelStatus | None, meta: dict[str, Any] | None, has_experiment: bool) -> None:
     is_busy = actions.current is not None
     is_locked = is_busy or has_experiment
     st.title("🦙💬 Llama 2 TorchServe Server", anchor=False)
@@ -91,7 +92,7 @@ def show_sidebar(model: ModelStatus | None, has_experiment: bool) -> None:
     with st.container(horizontal=True, gap="small"):
         st.button("Register Llama2", key="register", on_click=register, disabled=is_locked)
         st.button("Unregister", key="unregister", on_click=actions.unregister, disabled=is_locked or model is None)
-    serving_panel.show_choice(config, model)
+    serving_panel.show_choice(config, model, meta)
     change = serving_panel.difference(config, model)
     st.button("Apply", key="apply", on_click=apply, disabled=is_locked, type="primary" if change else "secondary")
     if has_experiment:
@@ -127,7 +128,8 @@ def ask_how_to_stop(requests: int) -> None:
 def show_live_status(drawn: object, is_detailed: bool) -> None:
     """Redraws the whole page when `drawn`, the state that the page was drawn for, is out of date."""
     server = show_status(config, management, actions, is_detailed)
-    if (actions.latest_state, is_running(config)) != drawn or serving_panel.has_server_changed(server.model):
+    state = (actions.latest_state, is_running(config), model_meta(config, server.model))
+    if state != drawn or serving_panel.has_server_changed(server.model):
         st.rerun()
 
 
@@ -140,12 +142,13 @@ except TorchServeError as error:
 management = ManagementClient(config)
 actions = shared_actions(str(config.path), config)
 has_experiment = is_running(config)
-drawn = (actions.latest_state, has_experiment)
 model = management.state().model
+meta = model_meta(config, model)
+drawn = (actions.latest_state, has_experiment, meta)
 serving_panel.update_choice(config, model)
 
 with st.sidebar:
-    show_sidebar(model, has_experiment)
+    show_sidebar(model, meta, has_experiment)
 
 st.title("TorchServe Status", anchor=False)
 if st.session_state.get("stop_question"):

@@ -14,7 +14,7 @@ from functools import cache
 
 import psutil
 
-RAM_SHARE = 1 / 3  # of the free main memory, for the KV cache; the weights and other workers need the rest
+RAM_SHARE = 0.4  # of the free main memory, for KV caches and saved sequences; weights and other workers need some
 GPU_SHARE = 0.8  # of a GPU's memory without the weights; llama.cpp needs the rest for its computations
 PRESSURE_SHARE = 1 / 2  # of both while macOS reports memory pressure: part of the free memory is in use then
 NORMAL_PRESSURE = "1"  # kern.memorystatus_vm_pressure_level; 2 is a warning, 4 critical
@@ -77,10 +77,16 @@ class Placement:
             for each in self.devices
         ]
 
-    def cache_budget(self, weights_bytes: int, available_bytes: int) -> float:
+    @property
+    def main_memory_share(self) -> float:
+        """The share of the layers that are in main memory; 1 if the log does not say."""
+        in_main_memory = sum(device.layers for device in self.devices if device.is_in_main_memory)
+        return in_main_memory / self.n_layers if self.n_layers else 1.0
+
+    def cache_budget(self, weights_bytes: int, available_bytes: int, saved_bytes: int) -> float:
         """The largest KV cache in bytes. Each device has the cache of its layers, and each part must fit.
 
-        available_bytes: free main memory.
+        available_bytes: free main memory. saved_bytes: the part of it for saved sequences.
         """
         output = max(self._layers, default=0)
         parts = Counter(device for layer, device in self._layers.items() if layer != output)
@@ -93,7 +99,8 @@ class Placement:
                 budgets.append(max(0.0, left) * GPU_SHARE * repeating / parts[device.name])
         in_main_memory = sum(parts[device.name] for device in devices if device.is_in_main_memory)
         if in_main_memory or not budgets:
-            budgets.append(available_bytes * RAM_SHARE * repeating / (in_main_memory or repeating))
+            left = max(0.0, available_bytes * RAM_SHARE - saved_bytes)
+            budgets.append(left * repeating / (in_main_memory or repeating))
         return min(budgets) * (PRESSURE_SHARE if has_memory_pressure() else 1)
 
 

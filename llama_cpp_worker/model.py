@@ -62,12 +62,20 @@ class Model:
     """A GGUF and one llama.cpp context with `n_slots` sequences, each with a separate KV cache of `window` tokens.
 
     With `kv_unified` instead, attention would read the cells of all sequences.
+    n_saved_bytes: memory to leave for saved sequences (see prefix_cache.py).
     `fingerprint` and `changed_at` (seconds since 1970) describe the file at the time of loading.
     Raises ModelLoadError.
     """
 
     def __init__(
-        self, path: str, n_slots: int, n_ctx: int = 0, n_batch: int = 512, n_gpu_layers: int = -1, n_threads: int = 0
+        self,
+        path: str,
+        n_slots: int,
+        n_ctx: int = 0,
+        n_batch: int = 512,
+        n_gpu_layers: int = -1,
+        n_threads: int = 0,
+        n_saved_bytes: int = 0,
     ) -> None:
         if not Path(path).is_file():
             raise ModelLoadError(f"There is no model file at '{path}': run package_llama.sh, or correct model_path.")
@@ -87,6 +95,7 @@ class Model:
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
 
         self.n_slots = n_slots
+        self.n_saved_bytes = n_saved_bytes
         self.n_ctx_train: int = llama_cpp.llama_model_n_ctx_train(self._model)
         context_params = llama_cpp.llama_context_default_params()
         context_params.n_ctx = self._fitting_window(n_ctx) * n_slots
@@ -117,7 +126,7 @@ class Model:
         self._measure_speeds()
 
     def describe(self) -> dict[str, object]:
-        """The model's file, kind, size, parameters, context, template and devices, for people."""
+        """The model's file, kind, size, parameters, context, template, devices and main memory, for people."""
         text = ctypes.create_string_buffer(256)
         llama_cpp.llama_model_desc(self._model, text, len(text))
         return {
@@ -132,6 +141,7 @@ class Model:
             "chat_template": "raw" if self.template.is_raw else "model",
             "layers": self.placement.n_layers,
             "devices": self.placement.describe(),
+            "memory_bytes": self._main_memory(),
             "fingerprint": self.fingerprint,
         }
 
@@ -297,14 +307,27 @@ class Model:
 
     # --- set-up
 
-    def _fitting_window(self, n_ctx: int) -> int:
-        """Tokens per sequence: `n_ctx` (0: the model's own), or fewer if the KV caches would not fit the memory."""
+    def _cache_bytes_per_token(self) -> int:
         per_layer = llama_cpp.llama_model_n_embd(self._model) // llama_cpp.llama_model_n_head(self._model)
         per_layer *= llama_cpp.llama_model_n_head_kv(self._model)
-        bytes_per_token = 2 * 2 * per_layer * llama_cpp.llama_model_n_layer(self._model)  # K and V, f16
+        n_layers: int = llama_cpp.llama_model_n_layer(self._model)
+        return 2 * 2 * int(per_layer) * n_layers  # K and V, f16
+
+    def _main_memory(self) -> dict[str, int]:
+        """The main memory that a worker needs when its slots and its saved sequences are full, in bytes by use."""
+        share = self.placement.main_memory_share
+        kv_cache = self._cache_bytes_per_token() * self.window * self.n_slots
+        return {
+            "weights": int(llama_cpp.llama_model_size(self._model) * share),
+            "kv_cache": int(kv_cache * share),
+            "saved_sequences": self.n_saved_bytes,
+        }
+
+    def _fitting_window(self, n_ctx: int) -> int:
+        """Tokens per sequence: `n_ctx` (0: the model's own), or fewer if the KV caches would not fit the memory."""
         weights = llama_cpp.llama_model_size(self._model)
-        budget = self.placement.cache_budget(weights, psutil.virtual_memory().available)
-        fitting = int(budget / (bytes_per_token * self.n_slots)) // CELL_ALIGNMENT * CELL_ALIGNMENT
+        budget = self.placement.cache_budget(weights, psutil.virtual_memory().available, self.n_saved_bytes)
+        fitting = int(budget / (self._cache_bytes_per_token() * self.n_slots)) // CELL_ALIGNMENT * CELL_ALIGNMENT
         if fitting == 0:
             raise ModelLoadError(
                 f"The KV caches of {self.n_slots} sequences do not fit into the free memory "

@@ -37,7 +37,7 @@ READY_SECONDS = 30.0  # from the end of a registration until describe shows ever
 LOG_SECONDS = 5.0  # from a failed load until the log has the worker's exception, if there is one
 CHANGE_LOCK_SECONDS = 1.0
 # A second version is loaded beside the first one only if this multiple of the workers' memory is free: the cache of
-# each worker may take a third of the free memory.
+# each worker and its saved sequences may take two fifths of the free memory.
 MIN_FREE_MEMORY_FACTOR = 3
 
 

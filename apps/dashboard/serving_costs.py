@@ -1,9 +1,11 @@
 """What each of the three serving settings costs, as a sentence. Knows nothing of Streamlit and sends no request.
 
-The memory of a running worker is measured. Without one, the size of the model's file gives a lower bound.
+A running worker reports the memory that it needs when its caches are full, and its use now is measured. Without a
+worker, the size of the model's file gives a lower bound.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from apps.dashboard.wording import megabytes
 from torchserve_client.status import ModelStatus, ServingSettings
@@ -26,12 +28,18 @@ class Memory:
         return self.fixed_bytes + batch_size * self.slot_bytes
 
 
-def worker_memory(status: ModelStatus | None, model_bytes: int | None) -> Memory:
-    """Derived from the largest ready worker of `status` and the size of the model's file, if they are known."""
+def worker_memory(status: ModelStatus | None, model_bytes: int | None, meta: dict[str, Any] | None) -> Memory:
+    """Derived from the largest ready worker of `status` and the size of the model's file, if they are known.
+
+    meta: the model's description of itself. Its `memory_bytes` include what a new worker does not use yet.
+    """
     fixed = WORKER_BYTES + (model_bytes or 0)
     measured = max((worker.memory_bytes for worker in status.workers if worker.is_ready), default=0) if status else 0
     if not status or not measured:
         return Memory(fixed, 0, is_measured=False)
+    if needed := (meta or {}).get("memory_bytes"):
+        fixed = max(WORKER_BYTES + needed["weights"] + needed["saved_sequences"], measured - needed["kv_cache"])
+        return Memory(fixed, needed["kv_cache"] // status.settings.batch_size, is_measured=True)
     fixed = min(fixed, measured)
     return Memory(fixed, (measured - fixed) // status.settings.batch_size, is_measured=True)
 

@@ -4,6 +4,7 @@ The choice follows the server until a person changes it.
 """
 
 from pathlib import Path
+from typing import Any
 
 import psutil
 import streamlit as st
@@ -71,11 +72,14 @@ def set_widget(key: str, value: object) -> None:
         st.session_state[key] = value
 
 
-def show_choice(config: ServerConfig, model: ModelStatus | None) -> None:
-    """Draws the archive and the sliders, each with a sentence about its cost."""
+def show_choice(config: ServerConfig, model: ModelStatus | None, meta: dict[str, Any] | None) -> None:
+    """Draws the archive and the sliders, each with a sentence about its cost.
+
+    meta: the model's description of itself, if it is known.
+    """
     archive = _show_archive(config)
     wanted = wanted_settings()
-    memory = worker_memory(model, archive.model_bytes if archive else None)
+    memory = worker_memory(model, archive.model_bytes if archive else None, meta)
     _slider("Num Workers", "workers", 1)
     st.caption(workers_cost(wanted, memory, psutil.virtual_memory().available))
     if archive and archive.is_continuous and wanted.workers > 1 and wanted_archive(config) == archive.name:

@@ -7,6 +7,7 @@ the use of a processor is the difference between two samples.
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import streamlit as st
 
@@ -157,6 +158,12 @@ def _descriptions(path: str, _config: ServerConfig) -> ModelDescriptions:
     return ModelDescriptions(_config)
 
 
+def model_meta(config: ServerConfig, model: ModelStatus | None) -> dict[str, Any] | None:
+    """The model's description of itself; None if there is none yet."""
+    description = _descriptions(str(config.path), config).of(model) if model else None
+    return description.meta if description else None
+
+
 def _show_model(config: ServerConfig, model: ModelStatus, snapshot: MetricsSnapshot | None) -> None:
     settings = model.settings
     with st.container(horizontal=True, gap="xsmall", key="settings"):
@@ -169,8 +176,7 @@ def _show_model(config: ServerConfig, model: ModelStatus, snapshot: MetricsSnaps
     cpu = _cpu_percents(snapshot) if snapshot else {}
     if model.workers:
         st.table([_worker_row(worker, cpu.get(worker.pid)) for worker in model.workers], hide_index=True)
-    description = _descriptions(str(config.path), config).of(model)
-    st.caption(describe_model(description.meta if description else None))
+    st.caption(describe_model(model_meta(config, model)))
     if snapshot:
         _show_server_process(snapshot, cpu)
 

@@ -17,14 +17,21 @@ def served(memory_bytes: int) -> ModelStatus:
 
 
 def test_memory_is_measured_from_a_running_worker() -> None:
-    memory = worker_memory(served(WORKER_BYTES + 900 * MB), model_bytes=100 * MB)
+    memory = worker_memory(served(WORKER_BYTES + 900 * MB), model_bytes=100 * MB, meta=None)
 
     assert memory == Memory(WORKER_BYTES + 100 * MB, 100 * MB, is_measured=True)
     assert memory.of_worker(batch_size=2) == WORKER_BYTES + 300 * MB
 
 
+@pytest.mark.parametrize(("used", "fixed"), [(700 * MB, WORKER_BYTES + 300 * MB), (5000 * MB, 4200 * MB)])
+def test_memory_includes_what_a_new_worker_does_not_use_yet(used: int, fixed: int) -> None:
+    meta = {"memory_bytes": {"weights": 100 * MB, "kv_cache": 800 * MB, "saved_sequences": 200 * MB}}
+
+    assert worker_memory(served(used), 100 * MB, meta) == Memory(fixed, 100 * MB, is_measured=True)
+
+
 def test_memory_of_a_model_that_does_not_run_is_the_least_it_can_be() -> None:
-    assert worker_memory(None, model_bytes=100 * MB) == Memory(WORKER_BYTES + 100 * MB, 0, is_measured=False)
+    assert worker_memory(None, 100 * MB, meta=None) == Memory(WORKER_BYTES + 100 * MB, 0, is_measured=False)
 
 
 def test_workers_say_what_each_needs_and_why_the_batching_changes() -> None:

@@ -94,38 +94,45 @@ def test_macos_reports_whether_memory_is_short(machine: Machine, level: str, is_
     assert has_memory_pressure() is is_short
 
 
-def test_a_cache_in_main_memory_gets_a_third_of_the_free_memory() -> None:
-    assert placed(layers=["CPU"] * 33).cache_budget(WEIGHTS, 9 * GIB) == pytest.approx(3 * GIB)
-    assert Placement().cache_budget(WEIGHTS, 9 * GIB) == pytest.approx(3 * GIB)  # an empty log
+def test_a_cache_and_saved_sequences_get_two_fifths_of_the_free_memory() -> None:
+    for placement in (placed(layers=["CPU"] * 33), Placement()):  # the second one: an empty log
+        assert placement.cache_budget(WEIGHTS, 10 * GIB, 0) == pytest.approx(4 * GIB)
+        assert placement.cache_budget(WEIGHTS, 10 * GIB, GIB) == pytest.approx(3 * GIB)
+        assert placement.cache_budget(WEIGHTS, 10 * GIB, 5 * GIB) == 0
 
 
 def test_a_cache_on_metal_fits_the_limit_of_metal_and_main_memory() -> None:
     metal = placed(METAL, layers=["MTL0"] * 33)
     left = 10922 * 2**20 - WEIGHTS
-    assert metal.cache_budget(WEIGHTS, 9 * GIB) == pytest.approx(3 * GIB)
-    assert metal.cache_budget(WEIGHTS, 900 * GIB) == pytest.approx(0.8 * left)
+    assert metal.cache_budget(WEIGHTS, 10 * GIB, GIB) == pytest.approx(3 * GIB)
+    assert metal.cache_budget(WEIGHTS, 900 * GIB, GIB) == pytest.approx(0.8 * left)
 
 
 def test_memory_pressure_halves_the_cache(machine: Machine) -> None:
     machine("Darwin", kern__memorystatus_vm_pressure_level="2")
-    assert placed(METAL, layers=["MTL0"] * 33).cache_budget(WEIGHTS, 9 * GIB) == pytest.approx(1.5 * GIB)
+    assert placed(METAL, layers=["MTL0"] * 33).cache_budget(WEIGHTS, 10 * GIB, GIB) == pytest.approx(1.5 * GIB)
 
 
 def test_a_cache_on_cuda_fits_the_gpu_only() -> None:
     left = 24000 * 2**20 - WEIGHTS
-    assert placed(CUDA, layers=["CUDA0"] * 33).cache_budget(WEIGHTS, GIB) == pytest.approx(0.8 * left)
+    assert placed(CUDA, layers=["CUDA0"] * 33).cache_budget(WEIGHTS, GIB, GIB) == pytest.approx(0.8 * left)
 
 
 def test_a_cache_on_both_fits_each_with_its_part() -> None:
     placement = placed(CUDA, layers=["CPU"] * 24 + ["CUDA0"] * 9)  # 8 of the 32 that have a cache are on the GPU
-    assert placement.cache_budget(WEIGHTS, 9 * GIB) == pytest.approx(3 * GIB * 32 / 24)
+    assert placement.cache_budget(WEIGHTS, 10 * GIB, GIB) == pytest.approx(3 * GIB * 32 / 24)
     left = 24000 * 2**20 - WEIGHTS * 9 / 33
-    assert placement.cache_budget(WEIGHTS, 9000 * GIB) == pytest.approx(0.8 * left * 32 / 8)
+    assert placement.cache_budget(WEIGHTS, 9000 * GIB, GIB) == pytest.approx(0.8 * left * 32 / 8)
 
 
 def test_weights_that_fill_the_gpu_leave_no_cache() -> None:
     small = ("CUDA0", "small", 1024)
-    assert placed(small, layers=["CUDA0"] * 33).cache_budget(WEIGHTS, 9 * GIB) == 0
+    assert placed(small, layers=["CUDA0"] * 33).cache_budget(WEIGHTS, 9 * GIB, 0) == 0
+
+
+def test_the_share_in_main_memory_includes_metal() -> None:
+    assert placed(METAL, layers=["MTL0"] * 33).main_memory_share == Placement().main_memory_share == 1
+    assert placed(CUDA, layers=["CPU"] * 11 + ["CUDA0"] * 22).main_memory_share == pytest.approx(1 / 3)
 
 
 # --- where the layers are
@@ -155,9 +162,13 @@ def test_the_page_shows_where_llama_cpp_put_the_layers(placement: Placement, sen
 
 
 def test_the_log_of_llama_cpp_itself_has_the_place_of_each_layer(tmp_path: Path) -> None:
-    model = Model(str(write_tiny_llama(tmp_path / "tiny.gguf")), n_slots=1)
+    model = Model(str(write_tiny_llama(tmp_path / "tiny.gguf")), n_slots=1, n_saved_bytes=1000)
     description: dict[str, Any] = model.describe()
+    memory, size = description["memory_bytes"], model.state_size(0)
     model.close()
+    assert memory["weights"] == description["size_bytes"]
+    assert memory["kv_cache"] > size
+    assert memory["saved_sequences"] == 1000
     assert (description["layers"], sum(device["layers"] for device in description["devices"])) == (2, 2)
     assert description["threads"] == physical_cores() <= (os.cpu_count() or 1)
 
