@@ -61,10 +61,13 @@ def run_arriving_questions(target: Target, tag: str) -> Figures:
             pool.submit(send_at, HEAD_START_SECONDS + number * INTERVAL_SECONDS, request)
             for number, request in enumerate(short_requests(tag, ARRIVING))
         ]
+    long_sample, *short_samples = checked([long.result(), *(each.result() for each in short)])
     return {
-        **prefixed("short", first_token_figures(checked([each.result() for each in short]))),
-        "long_first_token_ms": first_token_ms(checked([long.result()])[0]),
+        **prefixed("short", first_token_figures(short_samples)),
+        "long_first_token_ms": first_token_ms(long_sample),
         "short_sent_during_prefill": sum(sent_during_prefill),
+        "short_prompt_tokens": short_samples[0].prompt_tokens,
+        "long_prompt_tokens": long_sample.prompt_tokens,
     }
 
 
@@ -134,10 +137,9 @@ def stream_requests(tag: str) -> list[dict[str, Any]]:
     return [body(question(text(20, tag, number)), number, STREAM_TOKENS) for number in range(STREAMS)]
 
 
-def longest_pause_ms(samples: Sequence[Sample]) -> float:
-    """Between two events of a stream."""
-    pauses = (later - earlier for sample in samples for earlier, later in pairwise(sample.events))
-    return 1000 * max(pauses, default=0.0)
+def pauses_ms(samples: Sequence[Sample]) -> list[float]:
+    """Between two events of a stream. An event has one token or several."""
+    return [1000 * (later - earlier) for sample in samples for earlier, later in pairwise(sample.events)]
 
 
 def per_token_ms(samples: Sequence[Sample]) -> float:
@@ -149,12 +151,13 @@ def run_long_prompt_beside_streams(target: Target, tag: str) -> Figures:
     alone = checked(run_load(target, stream_requests(f"{tag} alone"), STREAMS).samples)
     beside, long = send_beside_streams(target, tag, long_request(tag, LATE_PROMPT_TOKENS))
     checked([*beside, long])
-    token_ms, pause_ms = per_token_ms(alone), longest_pause_ms(beside)
+    token_ms, pauses = per_token_ms(alone), pauses_ms(beside)
     return {
         "long_first_token_ms": first_token_ms(long),
-        "longest_pause_ms": pause_ms,
-        "longest_pause_over_token_time": pause_ms / token_ms,
+        "longest_pause_ms": max(pauses),
+        "longest_pause_over_token_time": max(pauses) / token_ms,
+        "longest_pause_over_median_pause": max(pauses) / statistics.median(pauses),
         "alone_per_token_ms": token_ms,
-        "alone_longest_pause_ms": longest_pause_ms(alone),
+        "alone_longest_pause_ms": max(pauses_ms(alone)),
         "beside_per_token_ms": per_token_ms(beside),
     }
