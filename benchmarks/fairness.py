@@ -97,7 +97,7 @@ def run_questions_in_sequence(target: Target, tag: str) -> Figures:
 
 @contextmanager
 def busy_cores() -> Iterator[None]:
-    """One busy program for each core, with the normal priority."""
+    """One busy program for each core, with the priority of this process."""
     programs: list[subprocess.Popen[bytes]] = []
     try:
         for _ in os.sched_getaffinity(0):
