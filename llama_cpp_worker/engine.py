@@ -228,13 +228,10 @@ class Engine:
     def _close_gaps(self) -> None:
         """Swaps sequences so that the slots in the batch are consecutive. The idle ones in the gaps are not lost.
 
-        llama.cpp decodes each run of consecutive slots in a separate pass. Each pass reads all the weights, so two
-        passes take twice the time. A swap happens once.
+        They are swapped only when it pays: see PrefixCache.due_swaps.
         """
         started = [slot for slot, request in self.running.items() if request.is_started]
-        if len(started) < 2 or all(slot in self.running for slot in range(min(started), max(started) + 1)):
-            return
-        for pair in self.cache.swaps_to_join(started):
+        for pair in self.cache.due_swaps(started):
             self.cache.swap(*pair)
             moved = {slot: self.running.pop(slot) for slot in pair if slot in self.running}
             for source, target in (pair, pair[::-1]):

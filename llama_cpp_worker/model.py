@@ -340,17 +340,21 @@ class Model:
         return min(window, fitting)
 
     def _measure_speeds(self) -> None:
-        """Decodes SPEED_TEST_TOKENS and copies their state: how fast a prefix is computed, and how fast copied."""
-        tokens = [0] * min(SPEED_TEST_TOKENS, self.n_batch)
-        self.decode([Chunk(0, 0, tokens[:1], False)])  # the first decode also allocates memory
-        self.trim(0, 0)
-        started = time.perf_counter()
-        self.decode([Chunk(0, 0, tokens, False)])
-        llama_cpp.llama_synchronize(self._context)
-        self.prefilled_tokens_per_second = len(tokens) / max(time.perf_counter() - started, 1e-6)
+        """Decodes one token, then SPEED_TEST_TOKENS, and copies their state, to know what each of them costs."""
+        n_tokens = min(SPEED_TEST_TOKENS, self.n_batch)
+        self._seconds_to_decode(1)  # the first decode also allocates memory
+        self.seconds_per_pass = self._seconds_to_decode(1)
+        self.prefilled_tokens_per_second = n_tokens / self._seconds_to_decode(n_tokens)
         self._copied_bytes, self._copy_seconds = 0, 0.0
         self.restore_state(0, self.save_state(0))
         self.trim(0, 0)
+
+    def _seconds_to_decode(self, n_tokens: int) -> float:
+        self.trim(0, 0)
+        started = time.perf_counter()
+        self.decode([Chunk(0, 0, [0] * n_tokens, False)])
+        llama_cpp.llama_synchronize(self._context)
+        return max(time.perf_counter() - started, 1e-6)
 
     def _control_token_splitter(self, texts: Sequence[bytes]) -> re.Pattern[str]:
         special = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN

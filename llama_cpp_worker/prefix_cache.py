@@ -24,6 +24,7 @@ class SequenceMemory(Protocol):
 
     n_slots: int
     prefilled_tokens_per_second: float
+    seconds_per_pass: float  # of a decode of one token
 
     @property
     def copied_bytes_per_second(self) -> float: ...  # of saving a state, and of restoring one
@@ -58,6 +59,7 @@ class PrefixCache:
         self._saved: list[_SavedSequence] = []  # oldest first
         self.hits = dict.fromkeys(("own", "copied", "saved", "none"), 0)
         self.swaps = 0
+        self._extra_seconds = 0.0  # of passes that consecutive slots would not have needed
 
     @property
     def n_tokens(self) -> int:
@@ -137,8 +139,23 @@ class PrefixCache:
         self._model.trim(slot, 0)
         self._slots[slot] = []
 
-    def swaps_to_join(self, slots: Collection[int]) -> list[tuple[int, int]]:
-        """The pairs to `swap` that make the sequences of `slots` consecutive and move the fewest tokens."""
+    def due_swaps(self, slots: Collection[int]) -> list[tuple[int, int]]:
+        """The pairs to `swap` now, so that `slots`, those that decode, become consecutive. Call it once a step.
+
+        llama.cpp decodes each run of consecutive slots in a separate pass over all the weights. Swaps are due when
+        the extra passes have cost as much time as the swaps will: a new request often fills the gap before that.
+        """
+        gaps = sum(later - earlier > 1 for earlier, later in itertools.pairwise(sorted(slots)))
+        if not gaps:
+            self._extra_seconds = 0.0
+            return []
+        self._extra_seconds += gaps * self._model.seconds_per_pass
+        plan = self._cheapest_swaps(slots)
+        n_bytes = 2 * sum(self._model.state_size(slot) for pair in plan for slot in pair)  # saved, then restored
+        return plan if self._extra_seconds >= n_bytes / self._model.copied_bytes_per_second else []
+
+    def _cheapest_swaps(self, slots: Collection[int]) -> list[tuple[int, int]]:
+        """The swaps that make `slots` consecutive and move the fewest tokens."""
         plans = []
         for first in range(self._model.n_slots - len(slots) + 1):
             targets = range(first, first + len(slots))

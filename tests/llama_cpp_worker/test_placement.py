@@ -1,12 +1,16 @@
 """Where the engine puts requests: conversations keep their slot, running slots are neighbours."""
 
 import random
+from pathlib import Path
 
 import pytest
 
 from llama_cpp_worker.engine import Engine, Request
+from llama_cpp_worker.model import Chunk, Model
+from llama_cpp_worker.prefix_cache import PrefixCache
 from llama_cpp_worker.sampling_params import SamplingParams
 from tests.support.scripted_model import END, ScriptedModel
+from tests.support.tiny_llama import write_tiny_llama
 
 
 def submit(engine: Engine, prompt: list[int], max_tokens: int | None = 20) -> Request:
@@ -100,3 +104,27 @@ def test_the_cache_and_the_texts_are_right_whatever_comes_and_goes(seed: int) ->
             run_to_end(alone)
             assert request.completion == expected.completion
             assert END not in request.completion
+
+
+def test_swapped_sequences_of_a_real_model_give_equal_logits(tmp_path: Path) -> None:
+    model = Model(str(write_tiny_llama(tmp_path / "tiny.gguf")), n_slots=3, n_threads=1)
+    cache = PrefixCache(model, n_saved_bytes=0)
+    tokens = {0: list(range(3, 60)), 2: list(range(10, 90))}
+    before = {}
+    for slot in tokens:
+        cache.append(slot, tokens[slot])
+        model.decode([Chunk(slot, 0, tokens[slot], False)])
+        (index,) = model.decode([Chunk(slot, len(tokens[slot]), [5], True)])
+        before[slot] = model.logprobs(index, 5, 3)
+        model.trim(slot, len(tokens[slot]))
+    assert model.state_size(2) == len(model.save_state(2)) > model.state_size(0) > model.state_size(1)
+    cache.swap(0, 2)
+    cache.swap(0, 1)
+    for slot, old_slot in ((2, 0), (1, 2)):
+        (index,) = model.decode([Chunk(slot, len(tokens[old_slot]), [5], True)])
+        after = model.logprobs(index, 5, 3)
+        assert after.chosen.logprob == pytest.approx(before[old_slot].chosen.logprob, abs=1e-4)
+        assert [each.piece for each in after.likeliest] == [each.piece for each in before[old_slot].likeliest]
+    assert model.prefilled_tokens_per_second > 0
+    assert model.copied_bytes_per_second > 0
+    model.close()

@@ -37,6 +37,7 @@ class ScriptedModel:
         self.seconds = 0.0
         self.seconds_per_token = 0.001
         self.prefilled_tokens_per_second = 1e3
+        self.seconds_per_pass = 1e-3
         self.copied_bytes_per_second = 1e6  # a state has a byte per token
         self._script = script
         self._next: dict[int, int] = {}
