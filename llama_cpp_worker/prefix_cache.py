@@ -83,19 +83,22 @@ class PrefixCache:
     def choose_slot(self, prompt: Sequence[int], free_slots: Sequence[int]) -> int:
         """The free slot for a new prompt.
 
-        1. The slot with the longest prefix of the prompt, if the prompt continues its sequence: it reuses more than
-           it discards, and nothing better is copied into the slot.
-        2. An empty slot, the first one in `free_slots`. It comes before a slot that would lose MIN_SAVED_TOKENS.
+        1. The slot with the longest prefix of the prompt, if the prompt continues its sequence. So the slot reuses at
+           least half of its tokens, and nothing better is copied into it. If it discards MIN_SAVED_TOKENS, no slot
+           may be empty, and no other slot may share nearly the whole prefix: that would be a system prompt.
+        2. An empty slot, the first one in `free_slots`.
         3. The least recently used slot.
         """
+        lengths = [_usable_length(tokens, prompt) for tokens in self._slots]
         empty = [slot for slot in free_slots if not self._slots[slot]]
         oldest_first = sorted(free_slots, key=self._last_uses.__getitem__)
-        best = max(oldest_first, key=lambda slot: _usable_length(self._slots[slot], prompt))
-        n_reused = _usable_length(self._slots[best], prompt)
-        n_discarded = len(self._slots[best]) - n_reused
+        best = max(oldest_first, key=lengths.__getitem__)
+        n_reused, n_discarded = lengths[best], len(self._slots[best]) - lengths[best]
+        others = max((length for slot, length in enumerate(lengths) if slot != best), default=0)
+        is_unique = n_reused >= others + MIN_SAVED_TOKENS
         if (
             n_reused >= max(MIN_SHARED_PREFIX_TOKENS, n_discarded)
-            and (n_discarded < MIN_SAVED_TOKENS or not empty)
+            and (n_discarded < MIN_SAVED_TOKENS or (is_unique and not empty))
             and self._best_source(best, prompt) is None
         ):
             return best

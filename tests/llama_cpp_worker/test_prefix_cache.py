@@ -160,6 +160,20 @@ def test_without_an_empty_slot_the_least_recently_used_one_is_chosen() -> None:
     assert cache.choose_slot([9, 9, 9], range(3)) == 2
 
 
+def test_an_edited_conversation_keeps_its_slot_if_none_is_empty() -> None:
+    cache, model = make(n_slots=2)
+    fill(cache, model, 0, OTHER)
+    fill(cache, model, 1, LONG)
+    assert cache.choose_slot([*LONG[:60], 900], range(2)) == 1
+
+
+def test_a_shared_system_prompt_is_no_reason_to_overwrite_a_recent_conversation() -> None:
+    cache, model = make(n_slots=3)
+    for slot in (1, 0, 2):
+        fill(cache, model, slot, [*LONG[:60], *range(slot * 1000, slot * 1000 + 50)])
+    assert cache.choose_slot([*LONG[:60], 2000, 900], range(3)) == 1  # slot 2 shares 61 tokens
+
+
 def test_a_slot_is_not_overwritten_by_a_better_prefix_from_elsewhere() -> None:
     cache, model = make(n_slots=3)
     fill(cache, model, 0, LONG)  # still running
