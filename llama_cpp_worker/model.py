@@ -14,6 +14,7 @@ import secrets
 import time
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -123,7 +124,8 @@ class Model:
         self._vocabulary = Vocabulary(self.n_vocab, self._end_tokens, tokenizer)
         self._split_controls = self._control_token_splitter(texts)
         self.template = self._load_template(texts)
-        self._measure_speeds()
+        with ThreadPoolExecutor(1) as thread:  # libgomp has a team of threads for each caller; this one ends here
+            thread.submit(self._measure_speeds).result()
 
     def describe(self) -> dict[str, object]:
         """The model's file, kind, size, parameters, context, template, devices and main memory, for people."""

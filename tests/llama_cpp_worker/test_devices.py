@@ -14,7 +14,7 @@ import pytest
 
 from apps.dashboard.model_description import describe_model, where_layers_are
 from llama_cpp_worker.devices import Placement, has_memory_pressure, physical_cores
-from llama_cpp_worker.model import Model
+from llama_cpp_worker.model import Model, ModelLoadError
 from tests.support.tiny_llama import write_tiny_llama
 
 GIB = 2**30
@@ -133,6 +133,12 @@ def test_weights_that_fill_the_gpu_leave_no_cache() -> None:
 def test_the_share_in_main_memory_includes_metal() -> None:
     assert placed(METAL, layers=["MTL0"] * 33).main_memory_share == Placement().main_memory_share == 1
     assert placed(CUDA, layers=["CPU"] * 11 + ["CUDA0"] * 22).main_memory_share == pytest.approx(1 / 3)
+
+
+def test_saved_sequences_take_their_memory_from_the_window(tmp_path: Path) -> None:
+    path = str(write_tiny_llama(tmp_path / "tiny.gguf"))
+    with pytest.raises(ModelLoadError, match="do not fit into the free memory"):
+        Model(path, n_slots=1, n_saved_bytes=2**50)
 
 
 # --- where the layers are
