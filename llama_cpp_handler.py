@@ -3,15 +3,15 @@
 One call of `handle` is one time slice of the engine. With continuous batching (`continuousBatching: true`, one
 worker), every call has all open requests: new ones with their fields, known ones by id only. `handle` returns a piece
 of each answer. With dynamic batching (several workers), a call has one batch and lasts until the whole batch is
-answered; pieces are sent meanwhile. The worker has one thread.
+answered; pieces are sent meanwhile.
+
+One thread computes. Another thread only reports that the engine is idle, when all clients have disconnected.
 
 TorchServe 0.12 demands that this module defines exactly one class.
 """
 
 import json
 import logging
-import signal
-from types import FrameType
 
 import psutil
 from ts.context import Context
@@ -25,6 +25,8 @@ from llama_cpp_worker.prompt import tokenize
 from llama_cpp_worker.reply import JSON_TYPE, Reply, models_body
 from llama_cpp_worker.request import ApiError, Route, find_route, parse_request
 from llama_cpp_worker.settings import Settings
+from llama_cpp_worker.timeout import Timeout
+from llama_cpp_worker.worker_number import claim_number
 
 logger = logging.getLogger(__name__)
 
@@ -61,16 +63,19 @@ class LlamaCppHandler:
         )
         self._engine = Engine(self._model, n_saved_bytes)
         self._replies: dict[str, Reply] = {}  # the open ones, by TorchServe's request id
-        worker = torchserve_worker.worker_name()
-        self._metrics = EngineMetrics(self._engine, context.metrics, context.model_name, worker)
+        worker_id = torchserve_worker.worker_id()
+        number = claim_number(worker_id)
+        self._metrics = EngineMetrics(self._engine, context.metrics, context.model_name, worker_id, number)
         self._metrics.report()
         torchserve_worker.drop_frequent_log_lines()
-        signal.signal(signal.SIGALRM, self._on_disconnected)
+        # If TorchServe was only slow, the requests go on at the next call. Otherwise that call cancels them, because it
+        # does not contain their ids.
+        self._disconnected = Timeout(DISCONNECTED_SECONDS, self._metrics.report_idle)
         logger.info("Serving %s", json.dumps(self._model.describe()))
 
     def handle(self, data: list[dict[str, object]], context: Context) -> list[str]:
         """Runs one time slice (continuous batching) or one batch (dynamic batching). Returns a piece per request."""
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        self._disconnected.cancel()
         siblings = torchserve_worker.other_workers() if self._shares_cores else []
         for request_id in self._replies.keys() - set(context.request_ids.values()):
             self._close(request_id)  # its client has disconnected
@@ -89,7 +94,7 @@ class LlamaCppHandler:
                 if request_id not in self._replies:
                     del context.request_ids[index]  # TorchServe would end the worker at a second answer
         if not self._engine.is_idle:
-            signal.setitimer(signal.ITIMER_REAL, DISCONNECTED_SECONDS)
+            self._disconnected.start()
         return pieces
 
     def _receive(self, data: list[dict[str, object]], context: Context) -> dict[int, str]:
@@ -169,10 +174,3 @@ class LlamaCppHandler:
             max((request.finished_at or 0.0) - request.submitted_at for request in requests),
             ", ".join(str(request.finish_reason) for request in requests),
         )
-
-    def _on_disconnected(self, _signal: int, _frame: FrameType | None) -> None:
-        """Reports the engine as idle. The next call cancels the requests, because it will not contain their ids.
-
-        If TorchServe was only slow, the requests go on at the next call.
-        """
-        self._metrics.report(is_idle=True)

@@ -80,7 +80,9 @@ class Request:
     finish_reason: str | None = None
     error: str | None = None
     submitted_at: float = 0.0
-    admitted_at: float | None = None
+    admitted_at: float | None = None  # when it got its slot
+    prefix_assigned_at: float | None = None  # when it knew which prefix to reuse
+    started_at: float | None = None  # when its first chunk was prefilled
     first_token_at: float | None = None
     finished_at: float | None = None
     _prefill_tokens_per_second: float | None = None  # in its last chunk
@@ -254,6 +256,7 @@ class Engine:
                 assert request.slot is not None
                 request.n_cached = request.n_prefilled = self.cache.assign_prefix(request.slot, request.prompt)
                 request.is_started = True
+                request.prefix_assigned_at = self._clock()
                 self.counters.prompt_tokens += len(request.prompt)
                 self.counters.cached_tokens += request.n_cached
 
@@ -287,6 +290,8 @@ class Engine:
             assert request.slot is not None
             tokens = request.prompt[request.n_prefilled : request.n_prefilled + n_tokens]
             chunks.append(Chunk(request.slot, request.n_prefilled, tokens, is_last))
+            if request.started_at is None:
+                request.started_at = self._clock()
             share -= n_tokens / n_affordable
             room -= n_tokens
             if not is_last or room == 0:

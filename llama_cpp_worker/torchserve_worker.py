@@ -49,10 +49,10 @@ def send_pieces(context: Context, pieces: Sequence[str]) -> None:
     context.cl_socket.sendall(create_predict_response(pieces, context.request_ids, "Prediction success", 200, context))
 
 
-def worker_name() -> str:
-    """The worker's id in TorchServe's description of the model: the last part of the name of the worker's socket."""
+def worker_id() -> int:
+    """The worker's id in TorchServe's description of the model: the end of the name of its socket, else its pid."""
     argv = sys.argv
-    return argv[argv.index("--sock-name") + 1].rsplit(".", 1)[-1] if "--sock-name" in argv else str(os.getpid())
+    return int(argv[argv.index("--sock-name") + 1].rsplit(".", 1)[-1]) if "--sock-name" in argv else os.getpid()
 
 
 def drop_frequent_log_lines() -> None:

@@ -24,12 +24,14 @@ from torchserve_client.running_server import WORKER_SCRIPT, child_processes, fin
 ARRIVED = "ts_inference_requests_total"  # counts a request at its arrival
 QUEUE_MICROSECONDS = "ts_queue_latency_microseconds_total"  # adds a request's time in the queue at its answer's end
 FIRST_TOKEN = "llamacpp_time_to_first_token_seconds"
+WORKER_ID = "llamacpp_worker_id"
 _LABELS = ("WorkerName", "le", "model_version")
 
 
 class Series(NamedTuple):
     """The name and labels of one line of the metrics; "" for a label that it lacks. `le` is a histogram's upper bound.
 
+    `worker` is not a worker's id but a small number, which later workers use again: see `MetricsSnapshot.gauge`.
     A request that names no version counts for the version "default".
     """
 
@@ -66,8 +68,14 @@ class MetricsSnapshot:
         return tuple(process for process in self.processes if process.worker)
 
     def gauge(self, name: str, worker: str) -> float:
-        """A worker's gauge, 0 before its first report. TorchServe also has stale gauges, of workers that have ended."""
-        return self.series.get(Series(name, worker), 0.0)
+        """The gauge of the worker with this id, 0 before its first report.
+
+        TorchServe also has stale gauges, of workers that have ended.
+        """
+        for series, value in self.series.items():
+            if series.name == WORKER_ID and f"{value:.0f}" == worker:
+                return self.series.get(Series(name, series.worker), 0.0)
+        return 0.0
 
     def gauge_sum(self, name: str) -> float:
         """The sum over the running workers."""
@@ -115,7 +123,7 @@ def read_processes(config: ServerConfig) -> tuple[ProcessSample, ...]:
 
 
 def _worker_id(process: psutil.Process) -> str | None:
-    """The worker's name in the handler's metrics: the end of its socket's name, else its pid. None: no worker."""
+    """The worker's id, as in the handler's metrics: the end of its socket's name, else its pid. None: no worker."""
     command = process.cmdline()
     if not any(part.endswith(WORKER_SCRIPT) for part in command):
         return None

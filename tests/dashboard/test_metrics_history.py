@@ -39,7 +39,7 @@ class FakeTorchServe(ThreadingHTTPServer):
                 "# TYPE ts_inference_requests_total counter\n"
                 f"ts_inference_requests_total {self.arrived}\n"
                 "# TYPE llamacpp_completion_tokens_total counter\n"
-                f'llamacpp_completion_tokens_total{{WorkerName="9000"}} {self.tokens}\n'
+                f'llamacpp_completion_tokens_total{{WorkerName="0"}} {self.tokens}\n'
             )
         model = {"modelName": "llamacpp", "modelVersion": "1.0", "modelUrl": "a", "batchSize": 4, "maxBatchDelay": 0}
         waiting = WAITING if self.arrived == WAITING else 0

@@ -1,8 +1,9 @@
 """The handler without a server: TorchServe's own context, continuous batching, and a scripted model."""
 
 import json
-import signal
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from llama_cpp_worker.reply import Reply
 from llama_cpp_worker.sampling_params import SamplingParams
 from tests.support.metric_cache import MetricCache
 from tests.support.scripted_model import ScriptedModel, ScriptedSampler
+from tests.support.serving import wait_until
 
 GOOD = {"prompt": "good>", "max_tokens": 4}
 
@@ -68,11 +70,10 @@ class Server:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Server:
     monkeypatch.setattr(llama_cpp_handler, "Model", ServedModel)
-    yield Server()
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # for the file of the workers' numbers
+    return Server()
 
 
 def message(answer: str) -> str:
@@ -93,6 +94,21 @@ def test_a_request_whose_client_disconnects_is_cancelled(server: Server) -> None
     server.open.clear()
     assert server.answers(next=GOOD)["next"] == "good>abcd"
     assert server.handler._engine.counters.cancelled == 1
+
+
+def test_the_engine_is_reported_idle_when_no_call_comes_and_busy_at_the_next(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = "llamacpp_slots_busy"
+    endless = {**GOOD, "max_tokens": 100, "ignore_eos": True, "stream": True}
+    monkeypatch.setattr(llama_cpp_handler, "SLICE_SECONDS", 0.0)
+    reported = server.context.metrics.last
+    server.call(slow=endless)
+    assert reported[busy] == 1
+    wait_until(lambda: reported[busy] == 0, what="the report of an idle engine")
+    server.call()
+    assert reported[busy] == 1
+    assert len(server.answers()["slow"]) > 0
 
 
 def test_a_bug_in_the_tokenizer_fails_its_own_request_only(server: Server) -> None:

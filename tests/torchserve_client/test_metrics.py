@@ -33,14 +33,17 @@ ts_inference_requests_total{model_name="llamacpp",model_version="1.0",hostname="
 # TYPE ts_queue_latency_microseconds counter
 ts_queue_latency_microseconds{model_name="llamacpp",model_version="1.0",hostname="vm",} 1.45E8
 # TYPE llamacpp_slots_busy gauge
-llamacpp_slots_busy{ModelName="llamacpp",WorkerName="9000",Hostname="vm",} 4.0
-llamacpp_slots_busy{ModelName="llamacpp",WorkerName="9001",Hostname="vm",} 3.0
+llamacpp_slots_busy{ModelName="llamacpp",WorkerName="0",Hostname="vm",} 4.0
+llamacpp_slots_busy{ModelName="llamacpp",WorkerName="1",Hostname="vm",} 3.0
+# TYPE llamacpp_worker_id gauge
+llamacpp_worker_id{ModelName="llamacpp",WorkerName="0",Hostname="vm",} 9004.0
+llamacpp_worker_id{ModelName="llamacpp",WorkerName="1",Hostname="vm",} 9001.0
 # TYPE llamacpp_time_to_first_token_seconds histogram
-llamacpp_time_to_first_token_seconds_bucket{ModelName="llamacpp",WorkerName="9000",Hostname="vm",le="0.1",} 2.0
-llamacpp_time_to_first_token_seconds_bucket{ModelName="llamacpp",WorkerName="9000",Hostname="vm",le="0.5",} 8.0
-llamacpp_time_to_first_token_seconds_bucket{ModelName="llamacpp",WorkerName="9000",Hostname="vm",le="+Inf",} 10.0
-llamacpp_time_to_first_token_seconds_count{ModelName="llamacpp",WorkerName="9000",Hostname="vm",} 10.0
-llamacpp_time_to_first_token_seconds_sum{ModelName="llamacpp",WorkerName="9000",Hostname="vm",} 4.0
+llamacpp_time_to_first_token_seconds_bucket{ModelName="llamacpp",WorkerName="0",Hostname="vm",le="0.1",} 2.0
+llamacpp_time_to_first_token_seconds_bucket{ModelName="llamacpp",WorkerName="0",Hostname="vm",le="0.5",} 8.0
+llamacpp_time_to_first_token_seconds_bucket{ModelName="llamacpp",WorkerName="0",Hostname="vm",le="+Inf",} 10.0
+llamacpp_time_to_first_token_seconds_count{ModelName="llamacpp",WorkerName="0",Hostname="vm",} 10.0
+llamacpp_time_to_first_token_seconds_sum{ModelName="llamacpp",WorkerName="0",Hostname="vm",} 4.0
 """
 NOTHING = MetricsSnapshot(100.0, {})
 TEN_SECONDS_LATER = MetricsSnapshot(110.0, parse_metrics(TEXT))
@@ -104,8 +107,13 @@ def process(worker: str, pid: int = 1, started: float = 0.0, cpu_seconds: float 
 
 def test_gauge_of_a_worker_that_has_ended_does_not_count() -> None:
     """TorchServe keeps reporting its last value."""
-    alive = MetricsSnapshot(110.0, TEN_SECONDS_LATER.series, (process(""), process("9000")))
+    alive = MetricsSnapshot(110.0, TEN_SECONDS_LATER.series, (process(""), process("9004")))
     assert alive.gauge_sum("llamacpp_slots_busy") == 4
+
+
+def test_gauge_is_of_the_worker_that_has_the_number_now() -> None:
+    values = {worker: TEN_SECONDS_LATER.gauge("llamacpp_slots_busy", worker) for worker in ("9000", "9001", "9004")}
+    assert values == {"9000": 0, "9001": 3, "9004": 4}
 
 
 def test_cpu_share_is_known_for_the_same_process_only() -> None:
