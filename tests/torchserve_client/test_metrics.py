@@ -144,3 +144,29 @@ def test_metrics_of_a_real_server_match_its_answer_and_processes(server: ServerC
     assert [(each.worker, each.pid) for each in after.workers] == [(each.id, each.pid) for each in model.workers]
     assert [psutil.Process(each.pid).name() for each in after.processes if not each.worker] == ["java"]
     assert all((cpu_percent(before, after, each) or 0) > 0 for each in after.workers)
+
+
+def test_a_later_worker_goes_on_with_the_series_of_the_one_before(server: ServerConfig) -> None:
+    """Otherwise TorchServe's metrics, which are parsed every two seconds, would grow with each worker."""
+
+    def answered(before: MetricsSnapshot) -> MetricsSnapshot:
+        def after_all_lines() -> MetricsSnapshot | None:
+            now = scrape(server)
+            return now if increase(before, now, f"{FIRST_TOKEN}_count") and increase(before, now, TOKENS) >= 5 else None
+
+        assert post(server, chat_body("Count.", max_tokens=5, ignore_eos=True), CHAT_PATH).status_code == 200
+        snapshot = wait_until(after_all_lines, what="the answer to be counted")
+        assert snapshot
+        return snapshot
+
+    management = ManagementClient(server)
+    model = management.describe()
+    assert model
+    before = answered(scrape(server))
+    management.unregister()
+    management.register(model.settings, model.archive)
+    after = answered(before)
+    assert {each.worker for each in before.workers}.isdisjoint(each.worker for each in after.workers)
+    assert set(after.series) == set(before.series)
+    assert increase(before, after, TOKENS) == 5
+    assert after.gauge_sum("llamacpp_slots") == before.gauge_sum("llamacpp_slots") > 0
