@@ -50,8 +50,8 @@ class EngineMetrics:
     """Reports an engine's metrics to TorchServe's metric cache under the labels ModelName and WorkerName.
 
     TorchServe gives each new worker a new id and never forgets a series. So WorkerName is not the id but a small number
-    that later workers use again: `worker_number`. The gauge WORKER_ID tells which worker has the number now. It comes
-    after the other gauges, so that a reader who sees the new id does not see the gauges of an earlier worker.
+    that later workers use again: `worker_number`. The gauge WORKER_ID is the id of the worker that has the number now.
+    It comes after the other gauges. So a reader that knows the new id never gets the gauges of an earlier worker.
 
     The methods may be called from several threads; only `report_idle` does not read the engine.
     """
