@@ -180,8 +180,14 @@ class Engine:
             self.counters.cancelled += 1
             self._retire(request, "cancelled")
 
-    def run(self, seconds: float) -> None:
-        """Runs steps for about `seconds`. Returns early at a first token and at the end of a request.
+    @property
+    def n_decoding(self) -> int:
+        """How many sequences the next step decodes; 0 if it prefills a prompt or admits a request."""
+        is_steady = not self.waiting and all(request.is_prefilled for request in self.running.values())
+        return len(self.running) if is_steady else 0
+
+    def run(self, seconds: float) -> bool:
+        """Runs steps for about `seconds`. Returns early at a first token and at the end of a request: True.
 
         People notice a delay of these two most. If a step fails unexpectedly, that ends the running requests only.
         """
@@ -190,7 +196,8 @@ class Engine:
             with self._guard(self.running.values()):
                 self.step()
             if self._is_urgent or self._clock() >= deadline:
-                return
+                return self._is_urgent
+        return False
 
     def step(self) -> bool:
         """Runs one batch through the model. Returns True if a request got its first token or ended."""
@@ -250,8 +257,10 @@ class Engine:
                 other.prompt for other in self.running.values() if other.is_started and not other.is_prefilled
             ]
             shared = max((common_prefix_length(request.prompt, prompt) for prompt in prefilling), default=0)
-            if shared >= self.cache.cached_prefix_length(request.prompt) + MIN_AWAITED_TOKENS:
-                continue
+            if shared >= MIN_AWAITED_TOKENS:
+                n_cached = self.cache.cached_prefix_length(request.prompt)
+                if shared >= n_cached + MIN_AWAITED_TOKENS:
+                    continue
             with self._guard([request]):
                 assert request.slot is not None
                 request.n_cached = request.n_prefilled = self.cache.assign_prefix(request.slot, request.prompt)
