@@ -183,11 +183,18 @@ class PrefixCache:
     def _best_source(self, slot: int, prompt: Sequence[int]) -> int | _SavedSequence | None:
         """The other slot, or the saved sequence, whose state saves the most seconds in `slot`. None: no copy pays."""
         n_own = _usable_length(self._slots[slot], prompt)
+        n_needed = n_own + MIN_SHARED_PREFIX_TOKENS
+        if n_needed >= len(prompt):
+            return None
         best, best_seconds = None, 0.0
         for source in (*range(self._model.n_slots), *self._saved):
             is_saved = isinstance(source, _SavedSequence)
-            length = _usable_length(source.tokens if is_saved else self._slots[source], prompt)
-            if length < n_own + MIN_SHARED_PREFIX_TOKENS:
+            tokens = source.tokens if is_saved else self._slots[source]
+            # One token decides for nearly all of the saved sequences, of which there are hundreds after an hour.
+            if len(tokens) < n_needed or tokens[n_needed - 1] != prompt[n_needed - 1]:
+                continue
+            length = _usable_length(tokens, prompt)
+            if length < n_needed:
                 continue
             n_bytes = len(source.state) if is_saved else 2 * self._model.state_size(source)  # saved, then restored
             seconds = (length - n_own) / self._model.prefilled_tokens_per_second
@@ -221,7 +228,8 @@ def _usable_length(tokens: Sequence[int], prompt: Sequence[int]) -> int:
 
 
 def _starts_with(tokens: Sequence[int], prefix: Sequence[int]) -> bool:
-    return common_prefix_length(tokens, prefix) == len(prefix)
+    length = len(prefix)
+    return len(tokens) >= length and tokens[length - 1] == prefix[length - 1] and tokens[:length] == prefix[:length]
 
 
 def common_prefix_length(first: Sequence[int], second: Sequence[int]) -> int:
