@@ -311,7 +311,7 @@ def test_an_error_in_any_call_for_one_request_ends_that_request_only(method: str
     for request in requests:
         engine.submit(request)
     original = getattr(model, method)
-    hit = []
+    hit: list[str] = []
 
     def broken(*arguments: Any, **named: Any) -> Any:
         if requests[1].completion and len(requests[1].completion) == 3 and not hit:
