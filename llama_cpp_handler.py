@@ -5,7 +5,8 @@ worker), every call has all open requests: new ones with their fields, known one
 of each answer. With dynamic batching (several workers), a call has one batch and lasts until the whole batch is
 answered; pieces are sent meanwhile.
 
-One thread computes. Another thread only reports that the engine is idle, when all clients have disconnected.
+A thread of its own, the decoder, calls llama.cpp; `handle` waits for it, except for the step ahead: see
+MIN_STEP_AHEAD_SEQUENCES. Another thread only reports that the engine is idle, when all clients have disconnected.
 
 TorchServe 0.12 demands that this module defines exactly one class.
 """

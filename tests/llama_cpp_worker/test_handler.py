@@ -111,6 +111,36 @@ def test_the_engine_is_reported_idle_when_no_call_comes_and_busy_at_the_next(
     assert len(server.answers()["slow"]) > 0
 
 
+def test_many_sequences_decode_one_more_step_between_two_calls(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama_cpp_handler, "SLICE_SECONDS", 0.0)
+    requests = {f"r{number}": {**GOOD, "max_tokens": 8, "stream": True} for number in range(4)}
+    server.call(**requests)
+    engine = server.handler._engine
+    assert server.handler._step_ahead is not None
+    server.handler._step_ahead.result()
+    n_tokens = engine.counters.completion_tokens
+    assert n_tokens == 8  # the first token of each in the call, the second one after it
+    answers = server.answers()
+    assert all(answer.endswith("data: [DONE]\n\n") for answer in answers.values())
+    assert engine.counters.completion_tokens == 32
+    assert server.handler._step_ahead is None
+
+
+def test_a_client_that_leaves_during_the_step_ahead_is_cancelled(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama_cpp_handler, "SLICE_SECONDS", 0.0)
+    endless = {**GOOD, "max_tokens": 100, "ignore_eos": True, "stream": True}
+    server.call(**{f"r{number}": endless for number in range(4)})
+    server.open.remove("r2")
+    server.call()
+    assert len(server.handler._engine.running) == 3
+    assert server.handler._engine.counters.cancelled == 1
+    assert server.handler._step_ahead is None  # three sequences are too few
+
+
 def test_a_bug_in_the_tokenizer_fails_its_own_request_only(server: Server) -> None:
     answers = server.call(bug={"prompt": "bug>"}, good=GOOD)
     assert message(answers["bug"]) == UNEXPECTED_ERROR
