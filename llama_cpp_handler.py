@@ -66,6 +66,7 @@ class LlamaCppHandler:
             n_gpu_layers=settings.n_gpu_layers,
             n_threads=settings.n_threads,
             n_saved_bytes=n_saved_bytes,
+            kv_cache_type=settings.kv_cache_type,
         )
         self._engine = Engine(self._model, n_saved_bytes)
         # Every step runs in one thread: libgomp has a team of threads for each thread that calls llama.cpp.

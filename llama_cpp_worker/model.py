@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 CELL_ALIGNMENT = 256  # llama.cpp rounds the cells of a sequence up to a multiple of this
 NO_ROOM_IN_CACHE = 1  # llama_decode's return value
+# The settings' kv_cache_type: llama.cpp's number and the bytes of a value. A block of q8_0 has 32 values and a scale.
+KV_CACHE_TYPES = {"f16": (llama_cpp.GGML_TYPE_F16, 2.0), "q8_0": (llama_cpp.GGML_TYPE_Q8_0, 34 / 32)}
 SPEED_TEST_TOKENS = 32  # 0.1 s for 135M parameters, 2 s for 7B (2 cores)
 
 
@@ -63,7 +65,7 @@ class Model:
     """A GGUF and one llama.cpp context with `n_slots` sequences, each with a separate KV cache of `window` tokens.
 
     With `kv_unified` instead, attention would read the cells of all sequences.
-    n_saved_bytes: memory to leave for saved sequences (see prefix_cache.py).
+    n_saved_bytes: memory to leave for saved sequences (see prefix_cache.py). kv_cache_type: one of KV_CACHE_TYPES.
     `fingerprint` and `changed_at` (seconds since 1970) describe the file at the time of loading.
     Raises ModelLoadError.
     """
@@ -77,6 +79,7 @@ class Model:
         n_gpu_layers: int = -1,
         n_threads: int = 0,
         n_saved_bytes: int = 0,
+        kv_cache_type: str = "f16",
     ) -> None:
         if not Path(path).is_file():
             raise ModelLoadError(f"There is no model file at '{path}': run package_llama.sh, or correct model_path.")
@@ -97,12 +100,15 @@ class Model:
 
         self.n_slots = n_slots
         self.n_saved_bytes = n_saved_bytes
+        cache_type, self._bytes_per_cached_value = KV_CACHE_TYPES[kv_cache_type]
         self.n_ctx_train: int = llama_cpp.llama_model_n_ctx_train(self._model)
         context_params = llama_cpp.llama_context_default_params()
         context_params.n_ctx = self._fitting_window(n_ctx) * n_slots
         context_params.n_seq_max = n_slots
         context_params.n_batch = context_params.n_ubatch = max(n_batch, n_slots)
         context_params.n_threads = context_params.n_threads_batch = n_threads or physical_cores()
+        context_params.n_outputs_max = n_slots  # unset, llama.cpp reserves n_batch x vocabulary floats for logits
+        context_params.type_k = context_params.type_v = cache_type
         context_params.kv_unified = False
         self._context = llama_cpp.llama_init_from_model(self._model, context_params)
         if not self._context:
@@ -309,11 +315,11 @@ class Model:
 
     # --- set-up
 
-    def _cache_bytes_per_token(self) -> int:
+    def _cache_bytes_per_token(self) -> float:
         per_layer = llama_cpp.llama_model_n_embd(self._model) // llama_cpp.llama_model_n_head(self._model)
         per_layer *= llama_cpp.llama_model_n_head_kv(self._model)
         n_layers: int = llama_cpp.llama_model_n_layer(self._model)
-        return 2 * 2 * int(per_layer) * n_layers  # K and V, f16
+        return 2 * int(per_layer) * n_layers * self._bytes_per_cached_value  # K and V
 
     def _main_memory(self) -> dict[str, int]:
         """The main memory that a worker needs when its slots and its saved sequences are full, in bytes by use."""

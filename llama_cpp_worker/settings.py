@@ -21,6 +21,7 @@ class Settings:
     n_batch: int = 512
     n_gpu_layers: int = -1
     n_threads: int = 0
+    kv_cache_type: str = "f16"
 
     @classmethod
     def from_yaml(cls, config: Mapping[str, object] | None) -> Self:
@@ -42,6 +43,10 @@ class Settings:
             if isinstance(value, int) and value < (-1 if name == "n_gpu_layers" else 0):
                 raise SettingsError(f"model-config.yaml: handler.{name} must not be {value}.")
         settings = cls(**given)
+        if settings.kv_cache_type not in ("f16", "q8_0"):
+            raise SettingsError(
+                f"model-config.yaml: handler.kv_cache_type must be f16 or q8_0, not {settings.kv_cache_type!r}."
+            )
         path = settings.model_path or os.environ.get("LLAMA2_Q4_MODEL", "")
         if not path:
             raise SettingsError("No model: set handler.model_path in model-config.yaml, or run package_llama.sh.")

@@ -111,9 +111,7 @@ def test_the_engine_is_reported_idle_when_no_call_comes_and_busy_at_the_next(
     assert len(server.answers()["slow"]) > 0
 
 
-def test_many_sequences_decode_one_more_step_between_two_calls(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_sequences_decode_one_more_step_between_two_calls(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama_cpp_handler, "SLICE_SECONDS", 0.0)
     requests = {f"r{number}": {**GOOD, "max_tokens": 8, "stream": True} for number in range(4)}
     server.call(**requests)

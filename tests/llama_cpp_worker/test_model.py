@@ -225,3 +225,14 @@ def test_the_fingerprint_depends_on_the_file_and_n_ctx(demo: Model, llama2: Mode
     finally:
         longer.close()
         same.close()
+
+
+def test_a_q8_0_cache_takes_half_the_memory_and_gives_nearly_the_same_logits(demo: Model) -> None:
+    small = Model(str(DEMO), n_slots=2, n_ctx=1024, n_threads=1, kv_cache_type="q8_0")
+    question = "What is the closest star to Earth?"
+    likeliest = [complete(model, question, logprobs=1, max_tokens=1).take_tokens()[0] for model in (demo, small)]
+    ratio = small.state_size(0) / demo.state_size(0)
+    small.close()
+    assert likeliest[0].chosen.piece == likeliest[1].chosen.piece
+    assert abs(likeliest[0].chosen.logprob - likeliest[1].chosen.logprob) < 0.2
+    assert 0.5 < ratio < 0.6

@@ -29,6 +29,7 @@ def test_the_model_path_of_the_config_wins_over_the_variable(monkeypatch: pytest
         pytest.param({"n_ctx": True}, "handler.n_ctx must be of type int", id="true for a number"),
         pytest.param({"n_ctx": -1}, "handler.n_ctx must not be -1", id="negative"),
         pytest.param({"n_gpu_layers": -2}, "handler.n_gpu_layers must not be -2", id="too negative"),
+        pytest.param({"kv_cache_type": "q4"}, "handler.kv_cache_type must be f16 or q8_0, not 'q4'", id="unknown type"),
         pytest.param(["n_ctx"], "handler must be a list of settings", id="no mapping"),
         pytest.param({}, "No model: set handler.model_path", id="no model"),
     ],
