@@ -53,7 +53,8 @@ class EngineMetrics:
     that later workers use again: `worker_number`. The gauge WORKER_ID is the id of the worker that has the number now.
     It comes after the other gauges. So a reader that knows the new id never gets the gauges of an earlier worker.
 
-    The methods may be called from several threads; only `report_idle` does not read the engine.
+    The methods may be called from several threads. `report_idle` reads only the engine's counters, which are numbers:
+    a step may run meanwhile.
     """
 
     def __init__(self, engine: Engine, cache: Any, model_name: str, worker_id: int, worker_number: int) -> None:
@@ -82,15 +83,15 @@ class EngineMetrics:
             self._reported_at = time.monotonic()
             self._set_gauges({name: value(self._engine) for name, value in GAUGES.items()})
             self._set_gauges({WORKER_ID: self._worker_id})
-            for key, value in self._counters().items():
-                growth = round(value - self._reported.get(key, 0), 3)
-                if growth or key not in self._reported:
-                    self._add(key, growth)
-                self._reported[key] = value
+            self._report_counters()
 
     def report_idle(self) -> None:
-        """Reports no busy slot and nothing that waits, whatever the engine has. The next report corrects it."""
+        """Reports no busy slot and nothing that waits, whatever the engine has. The next report corrects it.
+
+        The counters come first, so that a reader of an idle engine has all its counts.
+        """
         with self._lock:
+            self._report_counters()
             self._set_gauges(dict.fromkeys((SLOTS_BUSY, REQUESTS_WAITING, PREFILL_TOKENS_WAITING), 0))
 
     def observe(self, request: Request) -> None:
@@ -104,6 +105,13 @@ class EngineMetrics:
             if request.finished_at is not None and len(request.completion) > 1:
                 seconds = request.finished_at - request.first_token_at
                 self._add((TIME_PER_OUTPUT_TOKEN_SECONDS,), seconds / (len(request.completion) - 1))
+
+    def _report_counters(self) -> None:
+        for key, value in self._counters().items():
+            growth = round(value - self._reported.get(key, 0), 3)
+            if growth or key not in self._reported:
+                self._add(key, growth)
+            self._reported[key] = value
 
     def _counters(self) -> dict[tuple[str, ...], float]:
         counters: dict[tuple[str, ...], float] = {(name,): value(self._engine) for name, value in COUNTERS.items()}

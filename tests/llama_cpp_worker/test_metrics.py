@@ -82,6 +82,20 @@ def test_an_idle_report_shows_nothing_busy_until_the_next_report(engine: Engine)
     assert {name: cache.last[name] for name in names} == before
 
 
+def test_an_idle_report_has_the_tokens_of_the_last_steps(engine: Engine) -> None:
+    cache = MetricCache()
+    metrics = metrics_of(engine, cache)
+    engine.submit(new_request())
+    engine.step()
+    metrics.report()
+    engine.step()
+    metrics.report()  # too soon after the last one for token counts
+    assert engine.counters.completion_tokens == 2
+    metrics.report_idle()
+    values = [value for name, _, value in cache.lines if name == "llamacpp_completion_tokens_total"]
+    assert sum(values) == 2
+
+
 def test_a_report_is_never_interrupted_by_an_idle_report(engine: Engine) -> None:
     """Reports come from two threads; each must put out whole lines, and not contradict a later report."""
     may_go_on, has_begun = threading.Event(), threading.Event()
