@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 # A prefill step takes about this long, unless the smallest chunk takes longer. It is the longest pause that a prompt
 # causes in the other answers, and the longest time until `run` can return.
 PREFILL_STEP_SECONDS = 0.4
-LONE_PREFILL_STEP_SECONDS = 0.8  # while no answer is generated
 
 # The smallest chunk, also on a slow machine. With fewer tokens the kernels lose more than 15 % of their best speed
 # (docs/llama-cpp-facts.md, fact 13), and then a step that was cut because it is slow would become even slower.
@@ -277,11 +276,10 @@ class Engine:
         if not self._is_prefill_step:
             return [_next_token(each) for each in sorted(decoding, key=lambda request: request.slot or 0)]
         self._n_prefill_steps += 1
-        seconds = PREFILL_STEP_SECONDS if decoding else LONE_PREFILL_STEP_SECONDS
-        return sorted(self._prompt_chunks(prefilling, seconds), key=lambda chunk: chunk.slot)
+        return sorted(self._prompt_chunks(prefilling), key=lambda chunk: chunk.slot)
 
-    def _prompt_chunks(self, by_age: Sequence[Request], seconds: float) -> list[Chunk]:
-        """Whole prompts that take about `seconds` together, or one chunk; see rule 3 of the schedule."""
+    def _prompt_chunks(self, by_age: Sequence[Request]) -> list[Chunk]:
+        """Whole prompts that take about PREFILL_STEP_SECONDS together, or one chunk; see rule 3 of the schedule."""
         order = sorted(by_age, key=lambda request: request.n_to_prefill)
         if self._n_prefill_steps % OLDEST_FIRST_EVERY == 0:
             order.sort(key=lambda request: request is not by_age[0])
@@ -289,7 +287,7 @@ class Engine:
         share = 1.0  # of the step's time that is left
         room = self.model.n_batch
         for request in order:
-            n_affordable = min(self._largest_chunk(request, seconds), room)
+            n_affordable = min(self._largest_chunk(request), room)
             n_tokens = min(request.n_to_prefill, n_affordable)
             is_last = n_tokens == request.n_to_prefill
             if chunks and (not is_last or n_tokens > share * n_affordable):
@@ -307,14 +305,14 @@ class Engine:
                 break
         return chunks
 
-    def _largest_chunk(self, request: Request, seconds: float) -> int:
-        """How many tokens of a prompt a step of `seconds` can take; never less than the smallest chunk."""
+    def _largest_chunk(self, request: Request) -> int:
+        """How many tokens of a prompt a step can take; never less than the smallest chunk."""
         is_deep = request.n_prefilled >= DEEP_TOKENS
         smallest = MIN_DEEP_CHUNK_TOKENS if is_deep else MIN_CHUNK_TOKENS
         speed = request._prefill_tokens_per_second
         if speed is None:
             speed = 0.0 if is_deep else self._prefill_tokens_per_second  # nothing is known of the speed at its depth
-        return max(smallest, int(speed * seconds))
+        return max(smallest, int(speed * PREFILL_STEP_SECONDS))
 
     def _by_age(self) -> list[Request]:
         return sorted(self.running.values(), key=lambda request: request.submitted_at)
