@@ -41,6 +41,7 @@ WORDS = [
     "kettle",
 ]
 GENERATED = 64
+TOKENS_PER_WORD = 1.04  # of WORDS, SmolLM2's vocabulary
 SYSTEM_MESSAGE = {"role": "system", "content": "You are a poet."}
 
 MOST_RECORD_TOKENS = 256
@@ -70,9 +71,9 @@ class Workload:
 
 
 def text(tokens: int, *seed: object) -> str:
-    """Words in random order, about `tokens` tokens. A word has about 1.3 tokens."""
+    """Words in random order, about `tokens` tokens of the demo model."""
     dice = random.Random(repr(seed))
-    return " ".join(dice.choice(WORDS) for _ in range(round(tokens / 1.3)))
+    return " ".join(dice.choice(WORDS) for _ in range(round(tokens / TOKENS_PER_WORD)))
 
 
 def body(messages: list[dict[str, str]], seed: int, max_tokens: int = GENERATED) -> dict[str, Any]:
@@ -87,7 +88,7 @@ def distinct(requests: int, max_tokens: int = GENERATED) -> Callable[[str], list
     """Requests with about 100 prompt tokens. They share no text."""
 
     def bodies(tag: str) -> list[dict[str, Any]]:
-        return [body(question(f"{number} {text(85, tag, number)}"), number, max_tokens) for number in range(requests)]
+        return [body(question(f"{number} {text(68, tag, number)}"), number, max_tokens) for number in range(requests)]
 
     return bodies
 
