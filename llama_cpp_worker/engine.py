@@ -147,7 +147,7 @@ class Engine:
     - A prompt that has the fewest tokens left, and at most B of them, waits for at most one other prefill step. A long
       prompt delays a short one by a step, however long it is.
     - A prompt is prefilled after at most 3 x (its own chunks and those of all older prompts) prefill steps, however
-      many short prompts arrive. A prompt in a slot starves never.
+      many short prompts arrive. A prompt in a slot never starves.
     """
 
     def __init__(self, model: EngineModel, n_saved_bytes: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -273,10 +273,9 @@ class Engine:
         prefilling = [request for request in self._by_age() if request.is_started and not request.is_prefilled]
         decoding = [request for request in self.running.values() if request.is_prefilled]
         self._is_prefill_step = bool(prefilling) and not (decoding and self._is_prefill_step)
-        if not self._is_prefill_step:
-            return [_next_token(each) for each in sorted(decoding, key=lambda request: request.slot or 0)]
-        self._n_prefill_steps += 1
-        return sorted(self._prompt_chunks(prefilling), key=lambda chunk: chunk.slot)
+        self._n_prefill_steps += self._is_prefill_step
+        batch = self._prompt_chunks(prefilling) if self._is_prefill_step else [_next_token(each) for each in decoding]
+        return sorted(batch, key=lambda chunk: chunk.slot)
 
     def _prompt_chunks(self, by_age: Sequence[Request]) -> list[Chunk]:
         """Whole prompts that take about PREFILL_STEP_SECONDS together, or one chunk; see rule 3 of the schedule."""
