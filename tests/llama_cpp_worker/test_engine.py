@@ -20,19 +20,11 @@ from llama_cpp_worker.engine import (
 from llama_cpp_worker.model import Chunk, DecodeError
 from llama_cpp_worker.sampler import SamplingError
 from llama_cpp_worker.sampling_params import SamplingParams
-from tests.support.scripted_model import ScriptedModel, ScriptedSampler
+from tests.support.scripted_model import ScriptedModel, ScriptedSampler, run_to_end
 
 
 def make_request(prompt: str, **params: Any) -> Request:
     return Request(list(prompt.encode()), SamplingParams(**{"max_tokens": 30} | params))
-
-
-def run_to_end(engine: Engine) -> None:
-    for _ in range(10_000):
-        if engine.is_idle:
-            return
-        engine.step()
-    pytest.fail("the engine never became idle")
 
 
 def complete_alone(prompt: str, **params: Any) -> tuple[str, str | None]:

@@ -9,7 +9,7 @@ from llama_cpp_worker.engine import Engine, Request
 from llama_cpp_worker.model import Chunk, Model
 from llama_cpp_worker.prefix_cache import PrefixCache
 from llama_cpp_worker.sampling_params import SamplingParams
-from tests.support.scripted_model import END, ScriptedModel
+from tests.support.scripted_model import END, ScriptedModel, run_to_end
 from tests.support.tiny_llama import write_tiny_llama
 
 
@@ -17,14 +17,6 @@ def submit(engine: Engine, prompt: list[int], max_tokens: int | None = 20) -> Re
     request = Request(prompt, SamplingParams(max_tokens=max_tokens, ignore_eos=True))
     engine.submit(request)
     return request
-
-
-def run_to_end(engine: Engine) -> None:
-    for _ in range(10_000):
-        if engine.is_idle:
-            return
-        engine.step()
-    pytest.fail("the engine never became idle")
 
 
 def talk(engine: Engine, history: list[int], n_new_tokens: int = 15) -> Request:

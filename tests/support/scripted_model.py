@@ -8,10 +8,21 @@ import hashlib
 import itertools
 from collections.abc import Sequence
 
+import pytest
+
+from llama_cpp_worker.engine import Engine
 from llama_cpp_worker.model import Chunk, DecodeError
 from llama_cpp_worker.sampling_params import SampledToken, SamplingParams, TokenLogprob
 
 END = 256
+
+
+def run_to_end(engine: Engine) -> None:
+    for _ in range(10_000):
+        if engine.is_idle:
+            return
+        engine.step()
+    pytest.fail("the engine never became idle")
 
 
 class ScriptedSampler:
