@@ -24,11 +24,11 @@ from llama_cpp_worker.text_assembler import TextAssembler
 
 logger = logging.getLogger(__name__)
 
-# A prefill step takes about this long, unless the smallest chunk takes longer. It is the longest pause that a prompt
-# causes in the other answers, and the longest time until `run` can return.
+# A prefill step takes about this long, unless the smallest chunk takes longer. So this is about the longest pause that
+# a prompt causes in the other answers. `run` returns at most one step after its deadline.
 PREFILL_STEP_SECONDS = 0.4
 
-# The smallest chunk, also on a slow machine. With fewer tokens the kernels lose more than 15 % of their best speed
+# The smallest chunk, also on a slow machine. Smaller chunks are slower, at depth up to 2.4 times
 # (docs/llama-cpp-facts.md, fact 13), and then a step that was cut because it is slow would become even slower.
 MIN_CHUNK_TOKENS = 64
 DEEP_TOKENS = 1024  # from this depth on, most of the time goes into attention,
@@ -141,11 +141,11 @@ class Engine:
     4. A prompt that shares a long prefix with a prompt that is being prefilled waits until that prefix is computed.
        Then it reuses the prefix.
 
-    The bounds of rule 3, where B is the number of tokens of the smallest chunk that a step takes, and a prompt of k
-    tokens has ceil(k / B) chunks:
+    The bounds of rule 3, where B is the number of tokens of the smallest chunk that a step takes, 64 or 128, and a
+    prompt of k tokens has ceil(k / B) chunks:
 
-    - A prompt that has the fewest tokens left, and at most B of them, waits for at most one other prefill step. A long
-      prompt delays a short one by a step, however long it is.
+    - A prompt that has the fewest tokens left, and at most B of them, waits for at most one other prefill step, after
+      it has a slot and the running step has ended. So a long prompt delays it by a step, however long it is.
     - A prompt is prefilled after at most 3 x (its own chunks and those of all older prompts) prefill steps, however
       many short prompts arrive. A prompt in a slot never starves.
     """
@@ -182,7 +182,8 @@ class Engine:
     @property
     def n_decoding(self) -> int:
         """How many sequences the next step decodes; 0 if it prefills a prompt or admits a request."""
-        is_steady = not self.waiting and all(request.is_prefilled for request in self.running.values())
+        admits = self.waiting and len(self.running) < self.model.n_slots
+        is_steady = not admits and all(request.is_prefilled for request in self.running.values())
         return len(self.running) if is_steady else 0
 
     def run(self, seconds: float) -> bool:

@@ -126,6 +126,16 @@ def test_many_sequences_decode_one_more_step_between_two_calls(server: Server, m
     assert server.handler._step_ahead is None
 
 
+def test_the_step_ahead_is_decoded_while_requests_wait_for_a_slot(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama_cpp_handler, "SLICE_SECONDS", 0.0)
+    requests = {f"r{number}": {**GOOD, "max_tokens": 8, "stream": True} for number in range(6)}
+    server.call(**requests)
+    assert server.handler._step_ahead is not None
+    assert all(answer.endswith("data: [DONE]\n\n") for answer in server.answers().values())
+
+
 def test_a_client_that_leaves_during_the_step_ahead_is_cancelled(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
