@@ -53,7 +53,7 @@ class EngineMetrics:
     that later workers use again: `worker_number`. The gauge WORKER_ID is the id of the worker that has the number now.
     It comes after the other gauges. So a reader that knows the new id never gets the gauges of an earlier worker.
 
-    The methods may be called from several threads. `report_idle` reads only the engine's counters, which are numbers:
+    The methods may be called from several threads. `report_idle` reads only numbers that count up:
     a step may run meanwhile.
     """
 
@@ -88,7 +88,7 @@ class EngineMetrics:
     def report_idle(self) -> None:
         """Reports no busy slot and nothing that waits, whatever the engine has. The next report corrects it.
 
-        The counters come first, so that a reader of an idle engine has all its counts.
+        The counters come first, so that a reader of an idle engine has all counts until now.
         """
         with self._lock:
             self._report_counters()

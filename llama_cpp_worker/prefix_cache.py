@@ -143,7 +143,7 @@ class PrefixCache:
         self._slots[slot] = []
 
     def due_swaps(self, slots: Collection[int]) -> list[tuple[int, int]]:
-        """The pairs to `swap` now, so that `slots`, those that decode, become consecutive. Call it once a step.
+        """The pairs to `swap` now, so that `slots`, those in use, become consecutive. Call it once a step.
 
         llama.cpp decodes each run of consecutive slots in a separate pass over all the weights. Swaps are due when
         the extra passes have cost as much time as the swaps will: a new request often fills the gap before that.

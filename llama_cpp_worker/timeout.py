@@ -1,4 +1,4 @@
-"""A timeout that calls a function from a thread, because a signal handler could interrupt a print and then print."""
+"""A timeout that calls a function from a thread, because a signal handler could run in the middle of a print."""
 
 import threading
 import time
@@ -9,8 +9,8 @@ class Timeout:
     """Calls `on_timeout` if `seconds` pass after `start` without a `cancel`. Can be started again.
 
     The call comes from a thread. `cancel` and `start` wait until a call that has begun is over. So after `cancel`, none
-    is in progress and none comes. The thread never wakes up more often than once in `seconds`, however often `start`
-    and `cancel` are called.
+    is in progress and none comes. `start` wakes the thread only if the thread waits for a start, so frequent calls of
+    `start` and `cancel` cost little.
     """
 
     def __init__(self, seconds: float, on_timeout: Callable[[], None]) -> None:

@@ -15,11 +15,11 @@ RECORD_BYTES = 32
 
 
 def claim_number(worker: int) -> int:
-    """A number from 0 that no other running worker has: the worker's earlier one, else the lowest that is free.
+    """A number, 0 or higher, that no other running worker has: the worker's earlier one, else the lowest that is free.
 
     TorchServe restarts a killed worker under its id. Its earlier number keeps two series from having the same id.
     The number is a locked byte of a file in the temporary folder, which TorchServe's workers share. The system releases
-    the lock when the process ends, in whatever way. After the byte's number, the file has the id of its last worker.
+    the lock when the process ends, in whatever way. Record n of the file names the frontend's pid and its last worker.
     """
     path = Path(tempfile.gettempdir(), f"llamacpp-workers-{os.getuid()}")
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)  # open, and so locked, until the process ends
