@@ -168,13 +168,18 @@ class PrefixCache:
         return min(plans, key=lambda plan: sum(len(self._slots[slot]) for pair in plan for slot in pair))
 
     def swap(self, first: int, second: int) -> None:
-        """Exchanges the sequences of two slots, through main memory. No sequence is lost."""
+        """Exchanges the sequences of two slots, through main memory. No sequence is lost, unless a copy fails."""
         states = {slot: self._model.save_state(slot) for slot in (first, second) if self._slots[slot]}
-        for source, target in ((first, second), (second, first)):
-            if source in states:
-                self._model.restore_state(target, states[source])
-            else:
-                self._model.trim(target, 0)
+        try:
+            for source, target in ((first, second), (second, first)):
+                if source in states:
+                    self._model.restore_state(target, states[source])
+                else:
+                    self._model.trim(target, 0)
+        except Exception:
+            self.clear(first)  # both slots may hold another sequence than is recorded
+            self.clear(second)
+            raise
         self._slots[first], self._slots[second] = self._slots[second], self._slots[first]
         uses = self._last_uses
         uses[first], uses[second] = uses[second], uses[first]

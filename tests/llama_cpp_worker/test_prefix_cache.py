@@ -281,3 +281,27 @@ def test_nothing_of_a_cleared_slot_is_reused() -> None:
     cache.clear(0)
     assert cache.cached_prefix_length(LONG) == 0
     assert cache.n_tokens == 0
+
+
+@pytest.mark.parametrize("n_good_copies", [0, 1])
+def test_a_swap_that_fails_leaves_no_sequence_under_another_ones_tokens(
+    n_good_copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, model = make()
+    other = [value + 1000 for value in LONG]
+    fill(cache, model, 0, LONG)
+    fill(cache, model, 1, other)
+    restore = model.restore_state
+    copies: list[int] = []
+
+    def fail_later(slot: int, state: list[int]) -> None:
+        if len(copies) == n_good_copies:
+            raise RuntimeError("no memory")
+        copies.append(slot)
+        restore(slot, state)
+
+    monkeypatch.setattr(model, "restore_state", fail_later)
+    with pytest.raises(RuntimeError, match="no memory"):
+        cache.swap(0, 1)
+    assert [cache.tokens(slot) for slot in range(2)] == list(model.cache.values())
+    assert cache.cached_prefix_length([*LONG, 1]) == cache.cached_prefix_length([*other, 1]) == 0
