@@ -18,6 +18,7 @@ from llama_cpp_worker.sampling_params import InvalidParameter, SamplingParams
 
 PENALTY_LAST_TOKENS = 64  # repeat_penalty: the prompt's end included
 COUNTED_TOKENS = 32_768  # frequency_penalty and presence_penalty: of what has been generated, as OpenAI has it
+RANDOM_SEED = 2**32 - 1  # llama.cpp's seeds have 32 bits, and this one means "choose one"
 LEAST_TEMPERATURE = 1e-6  # below it, logits divided by it overflow: the likeliest token is taken, as at 0
 
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
@@ -40,13 +41,16 @@ class Vocabulary:
 class Sampler:
     """A sampler chain of one sequence, and its constraint. The links have the order of llama.cpp's own server.
 
+    constraint: a grammar for llguidance; None: the one that `params` ask for.
     Raises SamplingError if the constraint cannot be met.
     """
 
-    def __init__(self, params: SamplingParams, vocabulary: Vocabulary, prompt: Sequence[int]) -> None:
+    def __init__(
+        self, params: SamplingParams, vocabulary: Vocabulary, prompt: Sequence[int], constraint: str | None = None
+    ) -> None:
         self._vocabulary = vocabulary
         try:
-            grammar = compile_constraint(params)
+            grammar = compile_constraint(params) if constraint is None else constraint
             self._constraint = None if grammar is None else Constraint(vocabulary.tokenizer, grammar)
         except (InvalidParameter, ConstraintError) as error:
             raise SamplingError(str(error)) from error
@@ -129,5 +133,5 @@ def _links(params: SamplingParams, n_vocab: int, prompt: Sequence[int]) -> list[
     if params.min_p > 0:
         links.append(llama_cpp.llama_sampler_init_min_p(params.min_p, 1))
     links.append(llama_cpp.llama_sampler_init_temp(params.temperature))
-    seed = secrets.randbits(32) if params.seed is None else params.seed
+    seed = (secrets.randbits(32) if params.seed is None else params.seed) % RANDOM_SEED
     return [*links, llama_cpp.llama_sampler_init_dist(seed)]

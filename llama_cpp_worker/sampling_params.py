@@ -51,7 +51,7 @@ BOUNDS = {
     "frequency_penalty": Bounds(float, -2.0, 2.0),
     "presence_penalty": Bounds(float, -2.0, 2.0),
     "max_tokens": Bounds(int, 1, 1_000_000),
-    "seed": Bounds(int, 0, 2**32 - 2),  # 2**32 - 1 is llama.cpp's "choose one for me"
+    "seed": Bounds(int, -(2**63), 2**63 - 1),  # as in OpenAI's API
 }
 
 

@@ -25,10 +25,11 @@ PRESETS = {
 NEXT_RUN: dict[str, Any] = {"on_change": "ignore"}
 IN_URL: dict[str, Any] = {**NEXT_RUN, "bind": "query-params"}
 
-LIMITS = {name: BOUNDS[name] for name in ("top_k", "min_p", "repeat_penalty", "seed")} | {
+LIMITS = {name: BOUNDS[name] for name in ("top_k", "min_p", "repeat_penalty")} | {
     "temperature": Bounds(float, SMALLEST, BOUNDS["temperature"].high),
     "top_p": Bounds(float, SMALLEST, BOUNDS["top_p"].high),
     "max_tokens": Bounds(int, 1, LARGEST_MAX_TOKENS),
+    "seed": Bounds(int, 0, 2**53 - 1),  # a number input of a browser has no more digits
     "answers": Bounds(int, 1, MOST_ANSWERS),
 }
 PROMPT_FORMATS = ("chat", "raw")

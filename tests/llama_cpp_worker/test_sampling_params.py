@@ -34,7 +34,7 @@ from llama_cpp_worker.sampling_params import (
         ("max_tokens", -1),
         ("max_tokens", 0),
         ("max_tokens", "5"),
-        ("seed", 2**32 - 1),
+        ("seed", 2**63),
         ("stop", 5),
         ("stop", [1]),
         ("stop", [""]),
