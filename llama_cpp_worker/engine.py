@@ -52,7 +52,7 @@ class EngineModel(SequenceMemory, Protocol):
 
     def piece(self, token: int) -> bytes: ...
     def is_end(self, token: int) -> bool: ...
-    def sampler(self, params: SamplingParams, prompt: Sequence[int]) -> Any: ...  # with close()
+    def sampler(self, params: SamplingParams, prompt: Sequence[int], constraint: str | None) -> Any: ...  # with close()
     def decode(self, chunks: Sequence[Chunk]) -> list[int]: ...
     def sample(self, sampler: Any, index: int, *, forbid_end: bool) -> int: ...
     def logprobs(self, index: int, token: int, count: int) -> SampledToken: ...
@@ -71,6 +71,7 @@ class Request:
     params: SamplingParams
     logprobs: int | None = None  # how many of the likeliest tokens to report with each token; None: no report
     allows_empty: bool = True  # whether the first token may end the completion
+    constraint: str | None = None  # a grammar for llguidance; None: the one that `params` ask for
     slot: int | None = None
     is_started: bool = False  # whether the prefill has started
     n_cached: int = 0  # prompt tokens that were reused from the prefix cache
@@ -226,7 +227,7 @@ class Engine:
         while self.waiting and len(self.running) < self.model.n_slots:
             request = self.waiting.popleft()
             with self._guard([request]):  # an unusable grammar ends its own request before it has a slot
-                request._sampler = self.model.sampler(request.params, request.prompt)
+                request._sampler = self.model.sampler(request.params, request.prompt, request.constraint)
                 free = [slot for slot in range(self.model.n_slots) if slot not in self.running]
                 free.sort(key=lambda slot: min((abs(slot - other) for other in self.running), default=0))
                 slot = self.cache.choose_slot(request.prompt, free)

@@ -141,10 +141,10 @@ class BrokenModel(ScriptedModel):
         self._broken_method = broken_method
         self._broken_samplers: list[ScriptedSampler] = []
 
-    def sampler(self, params: SamplingParams, prompt: Sequence[int]) -> ScriptedSampler:
+    def sampler(self, params: SamplingParams, prompt: Sequence[int], constraint: str | None) -> ScriptedSampler:
         if params.seed == 1 and self._broken_method == "sampler":
             raise ZeroDivisionError("a bug")
-        sampler = super().sampler(params, prompt)
+        sampler = super().sampler(params, prompt, constraint)
         self._broken_samplers += [sampler] if params.seed == 1 else []
         return sampler
 

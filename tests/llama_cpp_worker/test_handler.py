@@ -35,9 +35,9 @@ class ServedModel(ScriptedModel):
     def tokenize_prompt(self, prompt: str) -> list[int]:
         return [1 // 0] if prompt == "bug>" else list(prompt.encode())
 
-    def sampler(self, params: SamplingParams, prompt: Sequence[int]) -> ScriptedSampler:
+    def sampler(self, params: SamplingParams, prompt: Sequence[int], constraint: str | None) -> ScriptedSampler:
         assert params.seed != 13, "a bug"
-        return super().sampler(params, prompt)
+        return super().sampler(params, prompt, constraint)
 
 
 class Server:

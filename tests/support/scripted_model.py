@@ -17,6 +17,11 @@ from llama_cpp_worker.sampling_params import SampledToken, SamplingParams, Token
 END = 256
 
 
+def logprob_after(tokens: Sequence[int], token: int) -> float:
+    """The log probability that a scripted model gives to `token` after `tokens`."""
+    return -1.0 - _number([*tokens, token]) % 1000 / 1000
+
+
 def run_to_end(engine: Engine) -> None:
     for _ in range(10_000):
         if engine.is_idle:
@@ -38,6 +43,7 @@ class ScriptedModel:
     def __init__(self, n_slots: int = 2, n_batch: int = 64, window: int = 200, script: bytes | None = None) -> None:
         self.n_slots = n_slots
         self.n_batch = n_batch
+        self.n_outputs = min(max(n_slots, 64), n_batch)
         self.window = window
         self.cache: dict[int, list[int]] = {slot: [] for slot in range(n_slots)}
         self.batches: list[list[Chunk]] = []
@@ -51,7 +57,7 @@ class ScriptedModel:
         self.seconds_per_pass = 1e-3
         self.copied_bytes_per_second = 1e6  # a state has a byte per token
         self._script = script
-        self._next: dict[int, int] = {}
+        self._contexts: dict[int, list[int]] = {}  # by the batch index of a token with logits: the tokens up to it
 
     def clock(self) -> float:
         return self.seconds
@@ -62,7 +68,7 @@ class ScriptedModel:
     def is_end(self, token: int) -> bool:
         return token == END
 
-    def sampler(self, params: SamplingParams, prompt: Sequence[int]) -> ScriptedSampler:
+    def sampler(self, params: SamplingParams, prompt: Sequence[int], constraint: str | None) -> ScriptedSampler:
         self.samplers.append(ScriptedSampler())
         return self.samplers[-1]
 
@@ -74,24 +80,29 @@ class ScriptedModel:
         assert slots == sorted(set(slots)), "slots must be ascending, each once"
         self.n_passes += 1 + sum(later != earlier + 1 for earlier, later in itertools.pairwise(slots))
         assert 0 < sum(len(chunk.tokens) for chunk in chunks) <= self.n_batch
+        outputs = [len(chunk.tokens) if chunk.wants_all_logits else chunk.wants_logits for chunk in chunks]
+        assert sum(outputs) <= self.n_outputs
+        self._contexts.clear()
         indices, size = [], 0
         for chunk in chunks:
             assert chunk.position == len(self.cache[chunk.slot]), "a gap or an overlap in the cache"
             self.cache[chunk.slot] += chunk.tokens
             size += len(chunk.tokens)
             indices.append(size - 1)
-            self._next[size - 1] = self._token_after(self.cache[chunk.slot])
+            n_contexts = len(chunk.tokens) if chunk.wants_all_logits else int(chunk.wants_logits)
+            for place in range(n_contexts):
+                self._contexts[size - 1 - place] = self.cache[chunk.slot][: chunk.position + len(chunk.tokens) - place]
         self.batches.append(list(chunks))
         self.seconds += self.seconds_per_token * size
         return indices
 
     def sample(self, sampler: ScriptedSampler, index: int, *, forbid_end: bool) -> int:
         assert not sampler.is_closed
-        token = self._next[index]
+        token = self._token_after(self._contexts[index])
         return ord("!") if forbid_end and token == END else token
 
-    def logprobs(self, index: int, token: int, count: int) -> SampledToken:
-        chosen = TokenLogprob(self.piece(token), -0.5)
+    def logprobs(self, index: int, token: int, count: int, *, shows_control: bool = False) -> SampledToken:
+        chosen = TokenLogprob(self.piece(token), logprob_after(self._contexts[index], token))
         return SampledToken(chosen, (chosen,) * count)
 
     def trim(self, slot: int, n_tokens: int) -> None:
@@ -111,5 +122,9 @@ class ScriptedModel:
         if self._script is not None:
             position = len(tokens) - tokens.index(ord(">")) - 1
             return self._script[position] if position < len(self._script) else END
-        number = int.from_bytes(hashlib.sha256(repr(tokens).encode()).digest()[:4], "big")
+        number = _number(tokens)
         return END if number % 40 == 0 else ord("a") + number % 26
+
+
+def _number(tokens: Sequence[int]) -> int:
+    return int.from_bytes(hashlib.sha256(repr(list(tokens)).encode()).digest()[:4], "big")
