@@ -32,7 +32,7 @@ from llama_cpp_worker.worker_number import claim_number
 
 logger = logging.getLogger(__name__)
 
-# TorchServe needs 2 to 3 ms between two slices (2 cores), and nothing is computed meanwhile: 3 % of this slice. To
+# TorchServe needs 2.5 ms between two slices (2 cores, one client), and nothing is computed meanwhile: 3 % of a slice. To
 # return after every token would cost a third. 12 updates a second are faster than people read. The engine returns
 # earlier at a first token and at an end; on a slow model, a slice is a single step.
 SLICE_SECONDS = 0.08
