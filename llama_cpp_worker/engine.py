@@ -48,6 +48,7 @@ class EngineModel(SequenceMemory, Protocol):
     """What the engine needs of a model; `Model` describes each method."""
 
     n_batch: int
+    n_outputs: int
     window: int
 
     def piece(self, token: int) -> bytes: ...
@@ -55,7 +56,7 @@ class EngineModel(SequenceMemory, Protocol):
     def sampler(self, params: SamplingParams, prompt: Sequence[int], constraint: str | None) -> Any: ...  # with close()
     def decode(self, chunks: Sequence[Chunk]) -> list[int]: ...
     def sample(self, sampler: Any, index: int, *, forbid_end: bool) -> int: ...
-    def logprobs(self, index: int, token: int, count: int) -> SampledToken: ...
+    def logprobs(self, index: int, token: int, count: int, *, shows_control: bool = False) -> SampledToken: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -63,19 +64,22 @@ class Request:
     """One completion: the prompt, the parameters, and the progress so far.
 
     A request is waiting until it has a slot. Then it is running until it has a `finish_reason`: "stop" (an end token
-    or a stop string), "length" (max_tokens or the context window), "cancelled" or "error".
+    or a stop string), "length" (max_tokens or the context window), "cancelled" or "error". With max_tokens 0 it ends
+    after the prefill.
     Times are in seconds of the engine's clock.
     """
 
     prompt: Sequence[int]
     params: SamplingParams
     logprobs: int | None = None  # how many of the likeliest tokens to report with each token; None: no report
+    prompt_logprobs: int | None = None  # the same for each token of the prompt but the first
     allows_empty: bool = True  # whether the first token may end the completion
     constraint: str | None = None  # a grammar for llguidance; None: the one that `params` ask for
     slot: int | None = None
     is_started: bool = False  # whether the prefill has started
     n_cached: int = 0  # prompt tokens that were reused from the prefix cache
     n_prefilled: int = 0  # prompt tokens in the KV cache, reused ones included
+    prompt_tokens: list[SampledToken] = field(default_factory=list)  # as far as prefilled, if `prompt_logprobs`
     completion: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     error: str | None = None
@@ -100,6 +104,14 @@ class Request:
     @property
     def is_prefilled(self) -> bool:
         return self.n_prefilled == len(self.prompt)
+
+    @property
+    def reusable_prompt(self) -> Sequence[int]:
+        """The tokens of which a computed prefix may be reused; never the last one.
+
+        A token has a log probability only if the token before it is computed in this request.
+        """
+        return self.prompt if self.prompt_logprobs is None else self.prompt[:1]
 
     @property
     def n_to_prefill(self) -> int:
@@ -149,6 +161,9 @@ class Engine:
       it has a slot and the running step has ended. So a long prompt delays it by a step, however long it is.
     - A prompt is prefilled after at most 3 x (its own chunks and those of all older prompts) prefill steps, however
       many short prompts arrive. A prompt in a slot never starves.
+
+    The chunks of a prompt whose log probabilities are requested have at most `n_outputs` tokens of the model (64, or
+    more with more slots), because the model computes no more logits at once. For such a prompt B is 64.
     """
 
     def __init__(self, model: EngineModel, n_saved_bytes: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -212,12 +227,14 @@ class Engine:
             self.cache.append(chunk.slot, chunk.tokens)
             if not request.is_prefilled:
                 request.n_prefilled += len(chunk.tokens)
-            if chunk.wants_logits:
-                with self._guard([request]):
+            with self._guard([request]):
+                if chunk.wants_all_logits:
+                    self._report_prompt(request, chunk, index)
+                if chunk.wants_logits:
                     token = self._sample(request, index)
                     self._hand_out(request, token, index)
-                    if reason := self._finish_reason(request):
-                        self._retire(request, reason)
+                if request.is_prefilled and (reason := self._finish_reason(request)):
+                    self._retire(request, reason)
         return self._is_urgent
 
     # --- the parts of a step, in order
@@ -230,7 +247,7 @@ class Engine:
                 request._sampler = self.model.sampler(request.params, request.prompt, request.constraint)
                 free = [slot for slot in range(self.model.n_slots) if slot not in self.running]
                 free.sort(key=lambda slot: min((abs(slot - other) for other in self.running), default=0))
-                slot = self.cache.choose_slot(request.prompt, free)
+                slot = self.cache.choose_slot(request.reusable_prompt, free)
                 request.slot = slot
                 request.admitted_at = self._clock()
                 self.running[slot] = request
@@ -242,12 +259,13 @@ class Engine:
         """
         started = [slot for slot, request in self.running.items() if request.is_started]
         for pair in self.cache.due_swaps(started):
-            self.cache.swap(*pair)
-            moved = {slot: self.running.pop(slot) for slot in pair if slot in self.running}
-            for source, target in (pair, pair[::-1]):
-                if source in moved:
-                    moved[source].slot = target
-                    self.running[target] = moved[source]
+            with self._guard([self.running[slot] for slot in pair if slot in self.running]):
+                self.cache.swap(*pair)
+                moved = {slot: self.running.pop(slot) for slot in pair if slot in self.running}
+                for source, target in (pair, pair[::-1]):
+                    if source in moved:
+                        moved[source].slot = target
+                        self.running[target] = moved[source]
 
     def _start_prefills(self) -> None:
         """Lets new requests reuse the longest computed prefix of their prompt, or wait for a longer one."""
@@ -257,14 +275,15 @@ class Engine:
             prefilling = [
                 other.prompt for other in self.running.values() if other.is_started and not other.is_prefilled
             ]
-            shared = max((common_prefix_length(request.prompt, prompt) for prompt in prefilling), default=0)
+            reusable = request.reusable_prompt
+            shared = max((common_prefix_length(reusable, prompt) for prompt in prefilling), default=0)
             if shared >= MIN_AWAITED_TOKENS:
-                n_cached = self.cache.cached_prefix_length(request.prompt)
+                n_cached = self.cache.cached_prefix_length(reusable)
                 if shared >= n_cached + MIN_AWAITED_TOKENS:
                     continue
             with self._guard([request]):
                 assert request.slot is not None
-                request.n_cached = request.n_prefilled = self.cache.assign_prefix(request.slot, request.prompt)
+                request.n_cached = request.n_prefilled = self.cache.assign_prefix(request.slot, reusable)
                 request.is_started = True
                 request.prefix_assigned_at = self._clock()
                 self.counters.prompt_tokens += len(request.prompt)
@@ -286,10 +305,11 @@ class Engine:
             order.sort(key=lambda request: request is not by_age[0])
         chunks: list[Chunk] = []
         share = 1.0  # of the step's time that is left
-        room = self.model.n_batch
+        room, outputs = self.model.n_batch, self.model.n_outputs
         for request in order:
+            wants_all_logits = request.prompt_logprobs is not None
             n_affordable = min(self._largest_chunk(request), room)
-            n_tokens = min(request.n_to_prefill, n_affordable)
+            n_tokens = min(request.n_to_prefill, n_affordable, outputs if wants_all_logits else room)
             is_last = n_tokens == request.n_to_prefill
             if chunks and (not is_last or n_tokens > share * n_affordable):
                 break
@@ -297,12 +317,14 @@ class Engine:
                 n_tokens -= n_tokens % min(CHUNK_ALIGNMENT, self.model.n_batch)
             assert request.slot is not None
             tokens = request.prompt[request.n_prefilled : request.n_prefilled + n_tokens]
-            chunks.append(Chunk(request.slot, request.n_prefilled, tokens, is_last))
+            wants_logits = is_last and request.params.max_tokens != 0
+            chunks.append(Chunk(request.slot, request.n_prefilled, tokens, wants_logits, wants_all_logits))
             if request.started_at is None:
                 request.started_at = self._clock()
             share -= n_tokens / n_affordable
             room -= n_tokens
-            if not is_last or room == 0:
+            outputs -= n_tokens if wants_all_logits else 1
+            if not is_last or room == 0 or outputs == 0:
                 break
         return chunks
 
@@ -340,6 +362,14 @@ class Engine:
         if all(chunk.position < DEEP_TOKENS for chunk in batch):
             self._prefill_tokens_per_second += SMOOTHING * (measured - self._prefill_tokens_per_second)
 
+    def _report_prompt(self, request: Request, chunk: Chunk, last_index: int) -> None:
+        """Adds the log probabilities of the tokens that come after those of a chunk of the prompt."""
+        assert request.prompt_logprobs is not None
+        following = request.prompt[chunk.position + 1 : chunk.position + 1 + len(chunk.tokens)]
+        for index, token in enumerate(following, last_index + 1 - len(chunk.tokens)):
+            report = self.model.logprobs(index, token, request.prompt_logprobs, shows_control=True)
+            request.prompt_tokens.append(report)
+
     def _sample(self, request: Request, index: int) -> int:
         """The next token of a request, from the logits at `index` of the batch."""
         is_first = not request.completion
@@ -359,7 +389,8 @@ class Engine:
             request._text += request._assembler.push(self.model.piece(token), report)
 
     def _finish_reason(self, request: Request) -> str | None:
-        if self.model.is_end(request.completion[-1]) or request._assembler.is_stopped:
+        completion = request.completion
+        if completion and (self.model.is_end(completion[-1]) or request._assembler.is_stopped):
             return "stop"
         n_tokens = len(request.prompt) + len(request.completion)
         is_full = len(request.completion) == request.params.max_tokens or n_tokens == self.model.window
@@ -394,7 +425,7 @@ class Engine:
             slots = [request.slot for request in requests if request.slot is not None]
             self._fail(requests, message)
             for slot in slots:
-                self.cache.clear(slot)  # it is unknown which tokens have been computed
+                self.cache.forget(slot)  # it is unknown which tokens have been computed
 
     def _fail(self, requests: Collection[Request], message: str) -> None:
         for request in list(requests):  # `requests` may be a view of `running`

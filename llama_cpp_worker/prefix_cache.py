@@ -45,14 +45,14 @@ class _SavedSequence:
 class PrefixCache:
     """The tokens of every slot, and saved sequences. If the memory is full, the oldest saved sequence is evicted.
 
-    n_saved_bytes: how much memory the saved sequences may take; 0 turns saving off.
+    n_saved_bytes: how much memory the saved sequences may take; 0 turns saving off. They take `used_bytes` now.
     `hits` counts prompts by the source of their reused prefix: "own" (the sequence in their slot), "copied" (another
     slot), "saved" (a saved sequence), or "none". `swaps` counts swaps of two slots' sequences.
     """
 
     def __init__(self, model: SequenceMemory, n_saved_bytes: int) -> None:
         self._model = model
-        self._max_saved_bytes = n_saved_bytes
+        self._n_saved_bytes = n_saved_bytes
         self._slots: list[list[int]] = [[] for _ in range(model.n_slots)]
         self._last_uses = [0] * model.n_slots  # a higher number is a later use
         self._uses = itertools.count(1)
@@ -67,8 +67,8 @@ class PrefixCache:
         return sum(map(len, self._slots))
 
     @property
-    def n_saved_bytes(self) -> int:
-        """The memory of the saved sequences."""
+    def used_bytes(self) -> int:
+        """The memory that the saved sequences take now."""
         return sum(len(saved.state) for saved in self._saved)
 
     def tokens(self, slot: int) -> Sequence[int]:
@@ -137,9 +137,11 @@ class PrefixCache:
         self._slots[slot] += tokens
         self._last_uses[slot] = next(self._uses)
 
-    def clear(self, slot: int) -> None:
-        """Empties a slot, for instance after a decode that failed half-way."""
-        self._model.trim(slot, 0)
+    def forget(self, slot: int) -> None:
+        """Records that a slot has no known tokens, for instance after a decode that failed half-way.
+
+        Calls no method of the model, which could fail again: the next prompt in the slot trims it.
+        """
         self._slots[slot] = []
 
     def due_swaps(self, slots: Collection[int]) -> list[tuple[int, int]]:
@@ -177,8 +179,8 @@ class PrefixCache:
                 else:
                     self._model.trim(target, 0)
         except Exception:
-            self.clear(first)  # both slots may hold another sequence than is recorded
-            self.clear(second)
+            self.forget(first)  # both slots may hold another sequence than is recorded
+            self.forget(second)
             raise
         self._slots[first], self._slots[second] = self._slots[second], self._slots[first]
         uses = self._last_uses
@@ -220,10 +222,10 @@ class PrefixCache:
         if len(tokens) < MIN_SAVED_TOKENS or any(_starts_with(other, tokens) for other in others):
             return
         size = self._model.state_size(slot)
-        if size > self._max_saved_bytes:
+        if size > self._n_saved_bytes:
             return
         self._saved = [saved for saved in self._saved if not _starts_with(tokens, saved.tokens)]
-        while self.n_saved_bytes > self._max_saved_bytes - size:
+        while self.used_bytes > self._n_saved_bytes - size:
             del self._saved[0]  # before the copy, so that the saved sequences never take more
         self._saved.append(_SavedSequence(tokens, self._model.save_state(slot)))
 

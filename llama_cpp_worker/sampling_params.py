@@ -50,7 +50,7 @@ BOUNDS = {
     "repeat_penalty": Bounds(float, 0.1, 10.0),
     "frequency_penalty": Bounds(float, -2.0, 2.0),
     "presence_penalty": Bounds(float, -2.0, 2.0),
-    "max_tokens": Bounds(int, 1, 1_000_000),
+    "max_tokens": Bounds(int, 0, 1_000_000),
     "seed": Bounds(int, -(2**63), 2**63 - 1),  # as in OpenAI's API
 }
 
@@ -69,7 +69,8 @@ class SamplingParams:
     logit_bias: by token id, a number that is added to the token's logit, from -100 (never) to 100.
     grammar: a grammar in GBNF, llama.cpp's notation, that the completion follows; None allows any text.
     response_format: OpenAI's object of that name, for JSON of a given schema. The worker checks what is in it.
-    max_tokens: the largest number of tokens to generate; None: up to the end of the context window.
+    max_tokens: the largest number of tokens to generate; None: up to the end of the context window. 0 only prefills
+    the prompt, for the log probabilities of its tokens.
     seed: equal seeds give equal choices for equal logits; None draws a seed.
     stop: strings that end the completion and are not part of it.
     ignore_eos: generate max_tokens even if the model would end earlier; for measurements.

@@ -20,7 +20,7 @@ from llama_cpp_worker.engine import (
 from llama_cpp_worker.model import Chunk, DecodeError
 from llama_cpp_worker.sampler import SamplingError
 from llama_cpp_worker.sampling_params import SamplingParams
-from tests.support.scripted_model import ScriptedModel, ScriptedSampler, run_to_end
+from tests.support.scripted_model import ScriptedModel, ScriptedSampler, logprob_after, run_to_end
 
 
 def make_request(prompt: str, **params: Any) -> Request:
@@ -198,6 +198,33 @@ def test_an_error_in_the_schedule_itself_ends_the_running_requests(monkeypatch: 
     assert waiting.take_text() == complete_alone("hello")[0]
 
 
+def test_a_swap_that_fails_ends_only_the_request_that_it_would_have_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ScriptedModel(n_slots=5, script=b"a" * 150)
+    engine = Engine(model)
+    requests = [make_request(f"{number}>", max_tokens=2 if number == 3 else 100) for number in range(5)]
+    for request in requests:
+        engine.submit(request)
+    monkeypatch.setattr(model, "restore_state", lambda slot, state: 1 // 0)
+    while not engine.is_idle:
+        engine.run(1.0)
+    assert [request.finish_reason for request in requests] == ["length"] * 4 + ["error"]
+    assert [request.take_text() for request in requests[:3]] == ["a" * 100] * 3
+
+
+def test_a_model_that_cannot_trim_after_an_error_ends_no_other_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = BrokenModel("sample", n_slots=2, script=b"abc")
+    engine = Engine(model)
+    broken, other = make_request("1>", seed=1, max_tokens=3), make_request("2>", max_tokens=3)
+    engine.submit(broken)
+    engine.submit(other)
+    engine._admit()
+    engine._start_prefills()
+    monkeypatch.setattr(model, "trim", lambda slot, n_tokens: 1 // 0)
+    engine.run(1.0)
+    engine.run(1.0)
+    assert (broken.finish_reason, other.finish_reason, other.take_text()) == ("error", "length", "abc")
+
+
 class SlowAtDepth(ScriptedModel):
     """Decodes as slowly as a real model: a fixed time for each pass, and more for each token behind a long context."""
 
@@ -277,7 +304,8 @@ def test_no_prompt_waits_longer_than_the_schedule_promises(seed: int) -> None:
     for _ in range(5000):
         if lengths and dice.random() < 0.3:
             prompt = [dice.randrange(97, 123) for _ in range(lengths.pop())]
-            engine.submit(Request(prompt, SamplingParams(max_tokens=dice.randint(1, 4))))
+            n_reported = dice.choice([None, None, None, 1])
+            engine.submit(Request(prompt, SamplingParams(max_tokens=dice.randint(1, 4)), prompt_logprobs=n_reported))
         engine.step()
         n_steps = len(prefill_steps(model))
         for request in engine.running.values():
@@ -437,6 +465,82 @@ def test_a_request_reports_its_tokens_only_if_logprobs_are_requested() -> None:
     assert [len(token.likeliest) for token in tokens] == [2, 2]
     assert with_report.take_text() == without.take_text() == "ab"
     assert without.take_tokens() == []
+
+
+def report_of(request: Request) -> list[float]:
+    return [token.chosen.logprob for token in request.prompt_tokens]
+
+
+def expected_report(prompt: Sequence[int]) -> list[float]:
+    return [logprob_after(prompt[:place], prompt[place]) for place in range(1, len(prompt))]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_each_token_of_a_prompt_but_the_first_gets_its_log_probability(seed: int) -> None:
+    """Beside other requests, with prefixes that are computed already, in one chunk and in many."""
+    dice = random.Random(seed)
+    model = ScriptedModel(n_slots=dice.randint(1, 4), n_batch=dice.choice([8, 64, 200]), window=700)
+    engine = Engine(model, n_saved_bytes=1000)
+    requests = []
+    for _ in range(12):
+        prompt = list(SYSTEM.encode())[: dice.randint(0, 150)] + [
+            dice.randrange(256) for _ in range(dice.choice([1, 200]))
+        ]
+        params = SamplingParams(max_tokens=dice.choice([0, 1, 5]))
+        requests.append(Request(prompt, params, prompt_logprobs=dice.choice([None, 0, 3]), allows_empty=False))
+        engine.submit(requests[-1])
+        for _ in range(dice.randrange(4)):
+            engine.step()
+    run_to_end(engine)
+    for request in requests:
+        if request.prompt_logprobs is None:
+            assert request.prompt_tokens == []
+        else:
+            assert (report_of(request), request.n_cached) == (expected_report(request.prompt), 0)
+            assert all(len(token.likeliest) == request.prompt_logprobs for token in request.prompt_tokens)
+        alone = Engine(ScriptedModel(n_slots=1, window=700))
+        again = Request(request.prompt, request.params, allows_empty=False)
+        alone.submit(again)
+        run_to_end(alone)
+        assert (again.completion, again.finish_reason) == (request.completion, request.finish_reason)
+
+
+@pytest.mark.parametrize("prompt_logprobs", [None, 2])
+def test_a_request_for_no_token_ends_after_its_prefill(prompt_logprobs: int | None) -> None:
+    model = ScriptedModel()
+    engine = Engine(model)
+    request = Request(list(b"hello" * 20), SamplingParams(max_tokens=0), prompt_logprobs=prompt_logprobs)
+    engine.submit(request)
+    run_to_end(engine)
+    assert (request.finish_reason, request.completion, request.take_text()) == ("length", [], "")
+    assert len(model.cache[0]) == len(request.prompt)
+    assert request.first_token_at is None
+    assert all(sampler.is_closed for sampler in model.samplers)
+
+
+def test_the_prefix_of_a_prompt_with_log_probabilities_can_be_reused_by_others() -> None:
+    engine = Engine(ScriptedModel(n_slots=2, n_batch=32, window=400))
+    scored = Request(list(f"{SYSTEM}a".encode()), SamplingParams(max_tokens=0), prompt_logprobs=1)
+    other = make_request(f"{SYSTEM}b")
+    engine.submit(scored)
+    engine.submit(other)
+    run_to_end(engine)
+    assert other.n_cached > len(SYSTEM) - MIN_AWAITED_TOKENS
+
+
+def test_a_prompt_with_log_probabilities_delays_other_answers_for_one_small_chunk() -> None:
+    model = ScriptedModel(n_slots=2, n_batch=512, window=4000)
+    engine = Engine(model, clock=model.clock)
+    decoding = Request(list(b"hello"), SamplingParams(max_tokens=1000, ignore_eos=True))
+    engine.submit(decoding)
+    engine.step()
+    engine.submit(Request(list(b"x" * 3000), SamplingParams(max_tokens=0), prompt_logprobs=1))
+    sizes, earlier = [], len(decoding.completion)
+    while engine.n_decoding == 0:
+        engine.step()
+        sizes.append(sum(len(chunk.tokens) for chunk in model.batches[-1]))
+    assert max(sizes) == model.n_outputs
+    assert len(decoding.completion) - earlier >= len(sizes) // 2
 
 
 def test_a_failed_sampling_ends_its_own_request_only() -> None:

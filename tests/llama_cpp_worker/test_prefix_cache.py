@@ -15,7 +15,7 @@ OTHER = list(range(1000, 1100))
 
 def fill(cache: PrefixCache, model: ScriptedModel, slot: int, tokens: list[int]) -> None:
     """As if `tokens` had been decoded in a slot."""
-    cache.clear(slot)
+    cache.forget(slot)
     model.cache[slot] = list(tokens)
     cache.append(slot, tokens)
 
@@ -96,7 +96,7 @@ def test_saved_sequences_never_take_more_than_their_memory() -> None:
         prompt = list(range(start, start + 100))
         fill(cache, model, 0, prompt)
         cache.assign_prefix(0, [5000, 5001])
-        assert cache.n_saved_bytes <= 150
+        assert cache.used_bytes <= 150
 
 
 # --- copies that pay
@@ -124,7 +124,7 @@ def test_hits_are_counted_by_the_source_of_the_prefix() -> None:
     fill(cache, model, 0, LONG)
     cache.assign_prefix(0, [*LONG, 1])  # its own sequence
     cache.assign_prefix(1, [*LONG, 2])  # a copy of slot 0
-    cache.clear(1)
+    cache.forget(1)
     cache.assign_prefix(0, [900, 901])  # nothing is known of it; LONG is saved
     cache.assign_prefix(1, [*LONG, 3])
     assert cache.hits == {"own": 1, "copied": 1, "saved": 1, "none": 1}
@@ -229,7 +229,7 @@ PROMPTS = st.lists(st.sampled_from([LONG[:40], LONG[40:80], OTHER[:35], [1], [2,
 OPERATIONS = st.lists(
     st.one_of(
         st.tuples(st.just("start"), PROMPTS, st.sets(st.integers(0, 3), min_size=1)),
-        st.tuples(st.just("clear"), st.integers(0, 3)),
+        st.tuples(st.just("forget"), st.integers(0, 3)),
         st.tuples(st.just("swap"), st.integers(0, 3), st.integers(0, 3)),
         st.tuples(st.just("join"), st.sets(st.integers(0, 3), min_size=1)),
     ),
@@ -244,7 +244,7 @@ def test_the_tokens_are_those_of_the_model_after_any_operations(
     cache, model = make(n_slots=4, n_saved_bytes=n_saved_bytes)
     model.copied_bytes_per_second = copied_bytes_per_second
     for name, *arguments in operations:
-        before = sorted(map(tuple, model.cache.values()))
+        before = sorted(tuple(cache.tokens(slot)) for slot in range(4))
         if name == "start":
             prompt, free = arguments
             slot = cache.choose_slot(prompt, sorted(free))
@@ -255,30 +255,31 @@ def test_the_tokens_are_those_of_the_model_after_any_operations(
             assert model.cache[slot] == prompt[:length], "the tokens in the slot are not those of the prompt"
             model.cache[slot] += prompt[length:]
             cache.append(slot, prompt[length:])
-        elif name == "clear":
-            cache.clear(arguments[0])
-            assert model.cache[arguments[0]] == []
+        elif name == "forget":
+            cache.forget(arguments[0])
+            assert not cache.tokens(arguments[0])
         elif name == "swap":
             cache.swap(*arguments)
-            assert sorted(map(tuple, model.cache.values())) == before
+            assert sorted(tuple(cache.tokens(slot)) for slot in range(4)) == before
         else:
             joined = arguments[0]
-            contents = sorted(tuple(model.cache[slot]) for slot in joined)
+            contents = sorted(tuple(cache.tokens(slot)) for slot in joined)
             while not (pairs := cache.due_swaps(joined)) and max(joined) - min(joined) >= len(joined):
                 pass  # until the swaps are due
             for source, target in pairs:
                 cache.swap(source, target)
                 joined = joined - {source} | {target}
             assert max(joined) - min(joined) == len(joined) - 1
-            assert sorted(tuple(model.cache[slot]) for slot in joined) == contents
-        assert [cache.tokens(slot) for slot in range(4)] == list(model.cache.values())
-        assert cache.n_saved_bytes <= n_saved_bytes
+            assert sorted(tuple(cache.tokens(slot)) for slot in joined) == contents
+        for slot in range(4):  # the model still has the tokens of a forgotten sequence
+            assert model.cache[slot] == cache.tokens(slot) or not cache.tokens(slot)
+        assert cache.used_bytes <= n_saved_bytes
 
 
-def test_nothing_of_a_cleared_slot_is_reused() -> None:
+def test_nothing_of_a_forgotten_sequence_is_reused() -> None:
     cache, model = make()
     fill(cache, model, 0, LONG)
-    cache.clear(0)
+    cache.forget(0)
     assert cache.cached_prefix_length(LONG) == 0
     assert cache.n_tokens == 0
 
@@ -303,5 +304,5 @@ def test_a_swap_that_fails_leaves_no_sequence_under_another_ones_tokens(
     monkeypatch.setattr(model, "restore_state", fail_later)
     with pytest.raises(RuntimeError, match="no memory"):
         cache.swap(0, 1)
-    assert [cache.tokens(slot) for slot in range(2)] == list(model.cache.values())
+    assert [cache.tokens(slot) for slot in range(2)] == [[], []]
     assert cache.cached_prefix_length([*LONG, 1]) == cache.cached_prefix_length([*other, 1]) == 0

@@ -32,7 +32,6 @@ from llama_cpp_worker.sampling_params import (
         ("min_p", 10**400),
         ("repeat_penalty", 0),
         ("max_tokens", -1),
-        ("max_tokens", 0),
         ("max_tokens", "5"),
         ("seed", 2**63),
         ("stop", 5),

@@ -19,7 +19,7 @@ END = 256
 
 def logprob_after(tokens: Sequence[int], token: int) -> float:
     """The log probability that a scripted model gives to `token` after `tokens`."""
-    return -1.0 - _number([*tokens, token]) % 1000 / 1000
+    return -1.0 - _number([len(tokens), *tokens[-8:], token]) % 1000 / 1000
 
 
 def run_to_end(engine: Engine) -> None:
@@ -57,7 +57,7 @@ class ScriptedModel:
         self.seconds_per_pass = 1e-3
         self.copied_bytes_per_second = 1e6  # a state has a byte per token
         self._script = script
-        self._contexts: dict[int, list[int]] = {}  # by the batch index of a token with logits: the tokens up to it
+        self._contexts: dict[int, tuple[int, int]] = {}  # by batch index, if it has logits: slot, number of tokens
 
     def clock(self) -> float:
         return self.seconds
@@ -91,18 +91,18 @@ class ScriptedModel:
             indices.append(size - 1)
             n_contexts = len(chunk.tokens) if chunk.wants_all_logits else int(chunk.wants_logits)
             for place in range(n_contexts):
-                self._contexts[size - 1 - place] = self.cache[chunk.slot][: chunk.position + len(chunk.tokens) - place]
+                self._contexts[size - 1 - place] = chunk.slot, chunk.position + len(chunk.tokens) - place
         self.batches.append(list(chunks))
         self.seconds += self.seconds_per_token * size
         return indices
 
     def sample(self, sampler: ScriptedSampler, index: int, *, forbid_end: bool) -> int:
         assert not sampler.is_closed
-        token = self._token_after(self._contexts[index])
+        token = self._token_after(self._context(index))
         return ord("!") if forbid_end and token == END else token
 
     def logprobs(self, index: int, token: int, count: int, *, shows_control: bool = False) -> SampledToken:
-        chosen = TokenLogprob(self.piece(token), logprob_after(self._contexts[index], token))
+        chosen = TokenLogprob(self.piece(token), logprob_after(self._context(index), token))
         return SampledToken(chosen, (chosen,) * count)
 
     def trim(self, slot: int, n_tokens: int) -> None:
@@ -117,6 +117,10 @@ class ScriptedModel:
 
     def restore_state(self, slot: int, state: list[int]) -> None:
         self.cache[slot] = list(state)
+
+    def _context(self, index: int) -> list[int]:
+        slot, n_tokens = self._contexts[index]
+        return self.cache[slot][:n_tokens]
 
     def _token_after(self, tokens: list[int]) -> int:
         if self._script is not None:
