@@ -23,8 +23,10 @@ from torchserve_client.config import ServerConfig, TorchServeError
 from torchserve_client.drain import DrainPolicy, drain
 from torchserve_client.management import ManagementClient
 from torchserve_client.metrics import ARRIVED, MetricsSnapshot, scrape
+from torchserve_client.model_description import ModelDescriptions
 from torchserve_client.running_server import find_server
 from torchserve_client.status import ModelStatus
+from torchserve_client.worker_memory import worker_memory
 
 OBSERVE_SECONDS = 2.0  # between two observations
 WORKER_DRAIN_SECONDS = 5.0  # the worker to be removed may become idle in this time, else the loop observes again
@@ -39,6 +41,7 @@ class Autoscaler:
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._management = ManagementClient(config)
+        self._descriptions = ModelDescriptions(config)
         self._stops: queue.SimpleQueue[None] = queue.SimpleQueue()  # an Event is not safe in a signal handler
         self._trend = Trend()
         self._waiting: tuple[Arrivals, ...] = ()
@@ -136,7 +139,9 @@ class Autoscaler:
         arrivals = Arrivals(at, int(snapshot.total(ARRIVED)))
         self._waiting = still_waiting((*self._waiting, arrivals), model.pending_requests)
         busy = [snapshot.gauge("llamacpp_slots_busy", worker.id) > 0 for worker in model.workers]
-        memory = psutil.virtual_memory()
+        machine = psutil.virtual_memory()
+        description = self._descriptions.of(model)
+        memory = worker_memory(model, None, description.meta if description else None)
         return Observation(
             at=at,
             workers=model.settings.workers,
@@ -146,9 +151,9 @@ class Autoscaler:
             batch_size=model.settings.batch_size,
             queued=model.pending_requests,
             oldest_wait_seconds=oldest_wait_seconds(self._waiting),
-            worker_bytes=max((worker.memory_bytes for worker in model.workers), default=0),
-            used_bytes=memory.total - memory.available,
-            total_bytes=memory.total,
+            worker_bytes=memory.of_another(model.settings.batch_size),
+            used_bytes=machine.total - machine.available + memory.mapped_bytes,  # Linux counts mapped files as available
+            total_bytes=machine.total,
         )
 
     def _change(self, decision: Decision, observation: Observation, model: ModelStatus) -> None:

@@ -53,7 +53,8 @@ class Observation:
 
     queued, oldest_wait_seconds: requests in TorchServe's queue, and the wait of the first of them.
     is_newest_busy: the newest worker is the one that TorchServe removes.
-    worker_bytes: resident memory of the largest worker. used_bytes: memory in use by all programs, of total_bytes.
+    worker_bytes: what another worker will need when its caches are full, without the model's file, which all workers
+    map once. used_bytes: memory in use by all programs, that file included, of total_bytes.
     """
 
     at: float

@@ -107,7 +107,6 @@ class ModelStatus:
     batching: Literal["continuous", "dynamic"]
     workers: tuple[WorkerStatus, ...]
     pending_requests: int
-    queue_capacity: int
     raw: dict[str, Any] = field(repr=False)
 
     @property
@@ -128,8 +127,6 @@ class ModelStatus:
 
     @classmethod
     def from_describe(cls, raw: dict[str, Any]) -> Self:
-        queue = raw.get("jobQueueStatus", {})
-        pending = queue.get("pendingRequests", 0)
         return cls(
             name=raw["modelName"],
             version=raw["modelVersion"],
@@ -137,8 +134,7 @@ class ModelStatus:
             settings=ServingSettings(raw["batchSize"], raw["maxBatchDelay"], raw["minWorkers"]),
             batching="continuous" if raw.get("continuousBatching") else "dynamic",
             workers=tuple(WorkerStatus.from_describe(worker) for worker in raw.get("workers", [])),
-            pending_requests=pending,
-            queue_capacity=pending + queue.get("remainingCapacity", 0),
+            pending_requests=raw.get("jobQueueStatus", {}).get("pendingRequests", 0),
             raw=raw,
         )
 

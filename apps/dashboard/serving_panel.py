@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import streamlit as st
 
-from apps.dashboard.serving_costs import batch_size_cost, delay_cost, worker_memory, workers_cost
+from apps.dashboard.serving_costs import batch_size_cost, delay_cost, workers_cost
 from torchserve_client.archives import (
     CONTINUOUS_ARCHIVE,
     Archive,
@@ -20,6 +20,7 @@ from torchserve_client.archives import (
 )
 from torchserve_client.config import ServerConfig, TorchServeError
 from torchserve_client.status import DEFAULT_SETTINGS, SERVING_BOUNDS, ModelStatus, ServingSettings
+from torchserve_client.worker_memory import worker_memory
 
 
 def wanted_settings() -> ServingSettings:
