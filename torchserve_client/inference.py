@@ -7,7 +7,7 @@ from typing import Any
 
 from llama_cpp_worker.sampling_params import SamplingParams
 from torchserve_client.config import ServerConfig
-from torchserve_client.http import DESCRIPTION_TIMEOUT_SECONDS, MODEL_NAME, fetch
+from torchserve_client.http import MODEL_NAME
 from torchserve_client.keys import Keys
 from torchserve_client.model_description import ModelDescription, ModelDescriptions
 from torchserve_client.status import Availability, StatusClient
@@ -43,10 +43,6 @@ class InferenceClient:
             description = self._descriptions.of(seen.model, DESCRIPTION_WAIT_SECONDS)
             self._description = description or self._description
         return seen.availability
-
-    def models(self) -> dict[str, Any]:
-        """The answer of `/v1/models`. A worker gives it, so the request waits in the queue like any other."""
-        return self._keys.use(lambda key: fetch("GET", self._url, key, DESCRIPTION_TIMEOUT_SECONDS, "v1/models"))
 
     def chat(self, messages: list[dict[str, str]], params: SamplingParams) -> CompletionStream:
         """The next message of a conversation. If the last message is the assistant's, the model continues it."""

@@ -1,22 +1,23 @@
-"""How other programs reach the model: the inference key and a snippet for OpenAI's client.
+"""How other programs reach the model: the inference key, a command that prints it, and a snippet for OpenAI's client.
 
 The page shows the key only on request; the copy buttons always contain it. The management key is never on the page:
 clients do not need it, and with it a program can run its own code on this machine.
 """
 
-import json
+import shlex
 from datetime import UTC, datetime
 
 import streamlit as st
 
+from apps.dashboard.wording import duration
 from apps.shared.copy_button import draw_copy_button
-from torchserve_client.config import ServerConfig, TorchServeError
+from torchserve_client.config import PROJECT, ServerConfig, TorchServeError
 from torchserve_client.http import MODEL_NAME, MODEL_VERSION
-from torchserve_client.keys import Keys, parse_instant
+from torchserve_client.keys import Keys
 from torchserve_client.management import ManagementClient
-from torchserve_client.running_server import key_file
 
 REFRESH_SECONDS = 10
+YEAR_SECONDS = 365 * 24 * 3600.0
 
 SNIPPET = """from openai import OpenAI
 
@@ -31,10 +32,23 @@ answer = client.chat.completions.create(
 )
 print(answer.choices[0].message.content)
 """
+ERRORS = """\
+**Errors of TorchServe itself** · before the model's code sees a request
+
+| Status | `type` | When |
+|---|---|---|
+| 400 | `InvalidKeyException` | The key is missing, wrong or expired |
+| 404 | `ModelNotFoundException` | The model is not registered |
+| 503 | `ServiceUnavailableException` | No worker is ready, or the queue is full |
+"""
+ERRORS_NOTE = (
+    'Their body is `{"code", "type", "message"}`, without OpenAI\'s `error`. For clients that need OpenAI\'s errors, '
+    "`make front` starts a front at `http://127.0.0.1:8000/v1`: it answers a wrong key with 401 and an `error` object."
+)
 
 
 def show_connect(config: ServerConfig) -> None:
-    """Draws the key and the snippet, and refreshes both, because the key expires."""
+    """Draws the key and the snippets, and refreshes them: a restarted TorchServe has another key."""
     if config.needs_token:
         st.toggle("Show the key", key="shows_key")
     st.fragment(_show, run_every=REFRESH_SECONDS, key="connect")(config)
@@ -42,16 +56,20 @@ def show_connect(config: ServerConfig) -> None:
 
 def _show(config: ServerConfig) -> None:
     try:
-        key = Keys(config, "inference").current() or "none"
+        keys = Keys(config, "inference")
+        key = keys.current() or "none"
+        expires = keys.expires() if config.needs_token else None
         model = ManagementClient(config).describe()
     except TorchServeError as error:
         st.info(str(error), icon=":material/key_off:")
         return
     if config.needs_token:
-        st.markdown(f"**Inference key** · clients send it with each request{_expiry(config)}")
+        st.markdown(f"**Inference key** · clients send it with each request{_validity(expires)}")
         with st.container(horizontal=True, vertical_alignment="center", key="key_row"):
             st.code(_masked(key), language=None, width="content")
             draw_copy_button(key, key="copy_key", label="Copy the inference key")
+        st.markdown("**In a terminal** · in the project's folder, this prints the key")
+        st.code(_key_command(config), language="bash")
     else:
         st.caption("TorchServe needs no key: disable_token_authorization is true in config.properties.")
     version = model.version if model else MODEL_VERSION
@@ -61,18 +79,25 @@ def _show(config: ServerConfig) -> None:
     st.code(SNIPPET.format(base_url=base_url, key=shown_key, model=MODEL_NAME), language="python")
     snippet = SNIPPET.format(base_url=base_url, key=key, model=MODEL_NAME)
     draw_copy_button(snippet, key="copy_snippet", label="Copy the snippet with the key")
+    st.markdown(ERRORS)
+    st.caption(ERRORS_NOTE)
 
 
-def _expiry(config: ServerConfig) -> str:
-    try:
-        entry = json.loads(key_file(config).read_text())["inference"]
-    except (OSError, ValueError, KeyError):  # TorchServe writes the file in place, so it may be incomplete
-        return ""
-    expires = parse_instant(entry.get("expiration time", ""))
+def _key_command(config: ServerConfig) -> str:
+    """Names the configuration if it is not the project's own."""
+    command = "python -m torchserve_client.keys"
+    if config.path == PROJECT / "config.properties":
+        return command
+    return f"TS_CONFIG_FILE={shlex.quote(str(config.path))} {command}"
+
+
+def _validity(expires: datetime | None) -> str:
     if expires is None:
         return ""
-    minutes = max(0.0, (expires - datetime.now(UTC)).total_seconds() / 60)
-    return f" · valid for {minutes:.0f} more minutes, then renewed"
+    seconds = (expires - datetime.now(UTC)).total_seconds()
+    if seconds > YEAR_SECONDS:
+        return " · valid until TorchServe stops"
+    return f" · valid for {duration(seconds)}, then a new one replaces it"
 
 
 def _masked(key: str) -> str:

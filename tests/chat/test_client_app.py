@@ -43,7 +43,7 @@ def key_file(server: Server, tmp_path: Path) -> Path:
     text = config.read_text().replace("authorization=true", "authorization=false")
     config.write_text(f"{text}management_address=http://127.0.0.1:{server.server_port}\n")
     server.valid_key, server.key_file = "another-key", tmp_path / "key_file.json"
-    write_keys(server.key_file, "expired-key")
+    write_keys(server.key_file, "expired-key", is_expired=True)
     return server.key_file
 
 
@@ -324,16 +324,17 @@ def test_full_queue_is_explained_and_the_question_stays(server: Server) -> None:
     assert last_answer(app).markdown[0].value == "It is Proxima Centauri."
 
 
-def test_expired_key_is_renewed_silently(server: Server, key_file: Path) -> None:
+def test_expired_key_is_replaced_silently(server: Server, key_file: Path) -> None:
     app = ask(open_app(), "What is the closest star?")
 
     assert not app.error and last_answer(app).markdown[0].value == "It is Proxima Centauri."
     assert server.keys == {"Bearer renewed-key"}
 
 
-def test_key_refused_in_a_conversation_is_renewed(server: Server, key_file: Path) -> None:
+def test_key_of_a_restarted_server_is_used_in_the_conversation(server: Server, key_file: Path) -> None:
     app = ask(open_app(), "What is the closest star?")
     server.valid_key = "of-a-restarted-server"
+    write_keys(key_file, server.valid_key)
 
     ask(app, "And now?")
 

@@ -26,7 +26,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="package")
 def light_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerConfig]:
     """TorchServe with workers that answer without a model. Each test registers what it needs."""
-    config = make_home(tmp_path_factory.mktemp("light") / "home", token_expiration_min=1440)
+    config = make_home(tmp_path_factory.mktemp("light") / "home")
     write_chatting_archives(config)
     with running_server(config):
         yield config

@@ -171,8 +171,8 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-def write_keys(file: Path, key: str) -> None:
-    entry = {"key": key}
+def write_keys(file: Path, key: str, is_expired: bool = False) -> None:
+    entry = {"key": key, "expiration time": "2001-01-01T00:00:00Z" if is_expired else "2126-01-01T00:00:00Z"}
     file.write_text(json.dumps({"inference": entry, "management": entry, "API": {"key": "api-key"}}))
 
 

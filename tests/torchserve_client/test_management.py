@@ -9,20 +9,19 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import psutil
 import pytest
 
 from llama_cpp_worker.sampling_params import InvalidParameter, SamplingParams
 from tests.support.serving import make_home, running_server, wait_until, write_echo_archives
-from torchserve_client import keys, status
+from torchserve_client import status
 from torchserve_client.config import ServerConfig
 from torchserve_client.drain import DrainPolicy
 from torchserve_client.file_lock import file_lock
 from torchserve_client.http import RequestRefused, fetch
 from torchserve_client.inference import InferenceClient
+from torchserve_client.keys import Keys
 from torchserve_client.logs import worker_exceptions
 from torchserve_client.management import ChangeFailed, ManagementClient
 from torchserve_client.metrics import ARRIVED, scrape
@@ -81,7 +80,7 @@ def test_torchserve_answers_while_a_worker_loads(server: ServerConfig, managemen
     pipe = server.home / "refuse_batch_size"
     os.mkfifo(pipe)  # the worker waits until the test writes into it
     loading = threading.Thread(target=management.register, args=(ONE,))
-    client, inference = InferenceClient(server), keys.Keys(server, "inference")
+    client, inference = InferenceClient(server), Keys(server, "inference")
     loading.start()
     writer = wait_until(lambda: open_for_writing(pipe), 120, "the worker to load")
     assert writer
@@ -342,82 +341,19 @@ def test_server_that_is_not_there_is_down(tmp_path: Path) -> None:
     assert (view.state, view.model, view.problem) == ("down", None, "")
 
 
-# Keys.
+# Keys. Their expiry is tested in test_keys.py.
 
 
-@pytest.fixture(params=["management", "inference"])
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-def send_with(server: ServerConfig, kind: str) -> object:
-    """A request with that key: raises if the key is refused."""
-    return ManagementClient(server).describe() if kind == "management" else InferenceClient(server).models()
-
-
-def keys_in(server: ServerConfig) -> dict[str, dict[str, str]]:
-    return cast(dict[str, dict[str, str]], json.loads(key_file(server).read_text()))
-
-
-def renew_elsewhere(server: ServerConfig, kind: str) -> None:
-    """As another program would: the old key is invalid from now on."""
-    fetch("GET", f"{server.management_url}/token?type={kind}", keys_in(server)["API"]["key"], 10)
-
-
-def test_key_renewed_by_another_program_is_picked_up(server: ServerConfig, one: ManagementClient, kind: str) -> None:
-    renew_elsewhere(server, kind)
-    renewed = keys_in(server)[kind]
-
-    send_with(server, kind)
-
-    assert keys_in(server)[kind] == renewed
-
-
-def test_refused_key_is_renewed(server: ServerConfig, one: ManagementClient, kind: str) -> None:
-    stale = key_file(server).read_text()
-    renew_elsewhere(server, kind)
-    key_file(server).write_text(stale)
-
-    send_with(server, kind)
-
-    assert keys_in(server)[kind]["key"] != json.loads(stale)[kind]["key"]
-
-
-def test_key_is_renewed_before_it_expires(server: ServerConfig, one: ManagementClient, kind: str) -> None:
-    keys = keys_in(server)
-    keys[kind]["expiration time"] = "2001-01-01T00:00:00.123456789Z"
-    key_file(server).write_text(json.dumps(keys))
-
-    send_with(server, kind)
-
-    assert keys_in(server)[kind]["key"] != keys[kind]["key"]
-
-
-def test_incomplete_key_file_is_read_again(
-    server: ServerConfig, management: ManagementClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = key_file(server).read_text()
-    key_file(server).write_text(text[:20])
-    pauses: list[float] = []
-
-    def write_the_rest(seconds: float) -> None:
-        pauses.append(seconds)
-        key_file(server).write_text(text)
-
-    monkeypatch.setattr(keys, "time", SimpleNamespace(sleep=write_the_rest))
-    management.describe()
-
-    assert len(pauses) == 1
+def keys_in(server: ServerConfig) -> list[str]:
+    return [entry["key"] for entry in json.loads(key_file(server).read_text()).values()]
 
 
 def test_refused_request_shows_no_key(server: ServerConfig, management: ManagementClient) -> None:
-    keys = [entry["key"] for entry in keys_in(server).values()]
-
     with pytest.raises(RequestRefused) as refused:
         list(InferenceClient(server).complete("hello", SamplingParams()))
 
     shown = f"{refused.value!r} {refused.value} {InferenceClient(server)!r} {management!r} {server!r}"
-    assert not [key for key in keys if key in shown]
+    assert not [key for key in keys_in(server) if key in shown]
 
 
 def test_logs_hold_requests_but_no_key(server: ServerConfig, one: ManagementClient) -> None:
@@ -425,7 +361,7 @@ def test_logs_hold_requests_but_no_key(server: ServerConfig, one: ManagementClie
     logs = "".join(file.read_text() for file in Path(server.logs).glob("*.log"))
 
     assert "POST /predictions/llamacpp" in logs
-    assert not [entry["key"] for entry in keys_in(server).values() if entry["key"] in logs]
+    assert not [key for key in keys_in(server) if key in logs]
 
 
 def test_server_without_tokens_needs_no_key(tmp_path: Path) -> None:
