@@ -25,13 +25,15 @@ ARRIVED = "ts_inference_requests_total"  # counts a request at its arrival
 QUEUE_MICROSECONDS = "ts_queue_latency_microseconds_total"  # adds a request's time in the queue at its answer's end
 FIRST_TOKEN = "llamacpp_time_to_first_token_seconds"
 WORKER_ID = "llamacpp_worker_id"
-_LABELS = ("WorkerName", "le", "model_version")
+_LABELS = ("WorkerName", "le", "model_version", "Reason", "Source")
+_USED = ("llamacpp_", ARRIVED, QUEUE_MICROSECONDS.removesuffix("_total"))
 
 
 class Series(NamedTuple):
     """The name and labels of one line of the metrics; "" for a label that it lacks. `le` is a histogram's upper bound.
 
-    `worker` is not a worker's id but a small number, which later workers use again: see `MetricsSnapshot.gauge`.
+    `detail` is the label Reason of the waits and the label Source of the prefix lookups (docs/api.md). `worker` is not
+    a worker's id but a small number, which later workers use again: see `MetricsSnapshot.gauge`.
     A request that names no version counts for the version "default".
     """
 
@@ -39,6 +41,7 @@ class Series(NamedTuple):
     worker: str = ""
     le: str = ""
     version: str = ""
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +101,22 @@ def scrape(config: ServerConfig) -> MetricsSnapshot:
 def parse_metrics(text: str) -> dict[Series, float]:
     """Parses Prometheus' text format. Returns the engine's metrics and the two counters above."""
     found: dict[Series, float] = {}
-    for family in text_string_to_metric_families(text):
+    for family in text_string_to_metric_families(used_lines(text)):
         for sample in family.samples:
-            if sample.name.startswith("llamacpp_") or sample.name in (ARRIVED, QUEUE_MICROSECONDS):
-                series = Series(sample.name, *(sample.labels.get(label, "") for label in _LABELS))
-                found[series] = found.get(series, 0.0) + sample.value
+            worker, le, version, reason, source = (sample.labels.get(label, "") for label in _LABELS)
+            series = Series(sample.name, worker, le, version, reason or source)
+            found[series] = found.get(series, 0.0) + sample.value
     return found
+
+
+def used_lines(text: str) -> str:
+    """The lines of the metrics that parse_metrics() returns, with their types.
+
+    TorchServe's other series are not parsed: it adds one with each new worker and never forgets one
+    (docs/torchserve-facts.md).
+    """
+    used = (*_USED, *(f"# TYPE {name}" for name in _USED))
+    return "\n".join(line for line in text.split("\n") if line.startswith(used)) + "\n"
 
 
 def read_processes(config: ServerConfig) -> tuple[ProcessSample, ...]:
@@ -135,14 +148,16 @@ def _worker_id(process: psutil.Process) -> str | None:
 # What two snapshots mean.
 
 
-def increase(before: MetricsSnapshot, after: MetricsSnapshot, name: str, le: str = "") -> float:
-    """By how much a counter has grown, summed over its workers.
+def increase(
+    before: MetricsSnapshot, after: MetricsSnapshot, name: str, le: str = "", detail: str | None = None
+) -> float:
+    """By how much a counter has grown, summed over its workers; None sums over all details as well.
 
     A value below its earlier one has started again from zero, as in Prometheus.
     """
     grown = 0.0
     for series, value in after.series.items():
-        if (series.name, series.le) == (name, le):
+        if (series.name, series.le) == (name, le) and detail in (None, series.detail):
             earlier = before.series.get(series, 0.0)
             grown += value - earlier if value >= earlier else value
     return grown

@@ -22,6 +22,10 @@ HISTORY_POINTS = int(HISTORY_SECONDS / POLL_SECONDS)
 WINDOW_POINTS = int(WINDOW_SECONDS / POLL_SECONDS)
 GAP_SECONDS = 3 * POLL_SECONDS  # after a longer time without viewers, the time between is not shown
 
+# The labels of the engine's metrics (llama_cpp_worker/metrics.py).
+WAIT_REASONS = ("slot", "prefix", "prefill")
+PREFIX_SOURCES = ("own", "copied", "saved", "none")
+
 
 @dataclass(frozen=True, slots=True)
 class ProcessUse:
@@ -34,11 +38,13 @@ class ProcessUse:
 
 @dataclass(frozen=True, slots=True)
 class MetricsPoint:
-    """The metrics at one moment, `at` in seconds since the epoch. Rates are since the previous point.
+    """The metrics at one moment, `at` in seconds since the epoch. Rates and counts are since the previous point.
 
     first_token_ms and first_token_p95_ms: from the arrival of a request in its worker, over the answers that ended in
     the last WINDOW_SECONDS; None without such an answer. A worker counts an answer only at its end.
+    wait_ms: for each of WAIT_REASONS, how long these answers waited for it on average; empty without an answer.
     queued: requests in TorchServe's queue, which have not reached a worker.
+    prefix_lookups: prompts, by the place of their cached prefix (PREFIX_SOURCES). prompt_tokens include cached_tokens.
     """
 
     at: float
@@ -46,11 +52,17 @@ class MetricsPoint:
     prompt_tokens_per_second: float
     first_token_ms: float | None
     first_token_p95_ms: float | None
+    wait_ms: dict[str, float]
+    prefill_tokens_waiting: int
     queued: int
     slots_busy: int
     slots: int
     cache_tokens: int
     cache_capacity_tokens: int
+    prompt_tokens: int
+    cached_tokens: int
+    prefix_lookups: dict[str, int]
+    slot_swaps: int
     processes: tuple[ProcessUse, ...]
 
 
@@ -113,17 +125,27 @@ class MetricsHistory:
     ) -> MetricsPoint:
         first_token = metrics.mean(window, now, metrics.FIRST_TOKEN)
         first_token_p95 = metrics.percentile(window, now, metrics.FIRST_TOKEN, 95)
+
+        def count(name: str, detail: str | None = None) -> int:
+            return int(metrics.increase(before, now, name, detail=detail))
+
         return MetricsPoint(
             at=now.at,
             tokens_per_second=metrics.rate(before, now, "llamacpp_completion_tokens_total"),
             prompt_tokens_per_second=metrics.rate(before, now, "llamacpp_prompt_tokens_total"),
             first_token_ms=None if first_token is None else 1000 * first_token,
             first_token_p95_ms=None if first_token_p95 is None else 1000 * first_token_p95,
+            wait_ms=_wait_ms(window, now),
+            prefill_tokens_waiting=int(now.gauge_sum("llamacpp_prefill_tokens_waiting")),
             queued=self._queued(now),
             slots_busy=int(now.gauge_sum("llamacpp_slots_busy")),
             slots=int(now.gauge_sum("llamacpp_slots")),
             cache_tokens=int(now.gauge_sum("llamacpp_cache_tokens")),
             cache_capacity_tokens=int(now.gauge_sum("llamacpp_cache_capacity_tokens")),
+            prompt_tokens=count("llamacpp_prompt_tokens_total"),
+            cached_tokens=count("llamacpp_cached_tokens_total"),
+            prefix_lookups={source: count("llamacpp_prefix_lookups_total", source) for source in PREFIX_SOURCES},
+            slot_swaps=count("llamacpp_slot_swaps_total"),
             processes=tuple(
                 ProcessUse(process.worker, metrics.cpu_percent(before, now, process), process.memory_bytes)
                 for process in now.processes
@@ -139,3 +161,13 @@ class MetricsHistory:
         queued = model.pending_requests if model else 0
         self._arrived_when_empty = arrived if queued == 0 else None
         return queued
+
+
+def _wait_ms(window: metrics.MetricsSnapshot, now: metrics.MetricsSnapshot) -> dict[str, float]:
+    answers = metrics.increase(window, now, f"{metrics.FIRST_TOKEN}_count")
+    if not answers:
+        return {}
+    seconds = {
+        reason: metrics.increase(window, now, "llamacpp_wait_seconds_total", detail=reason) for reason in WAIT_REASONS
+    }
+    return {reason: 1000 * waited / answers for reason, waited in seconds.items()}

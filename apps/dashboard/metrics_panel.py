@@ -1,4 +1,7 @@
-"""The server's metrics as live charts on the server app's page. apps/dashboard/metrics_history.py collects them."""
+"""The server's metrics as live charts on the server app's page, and a table of where prompts found a cached prefix.
+
+apps/dashboard/metrics_history.py collects the metrics.
+"""
 
 import time
 from collections.abc import Callable
@@ -7,17 +10,26 @@ from typing import Any
 
 import altair as alt
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from apps.dashboard.metrics_history import GAP_SECONDS, HISTORY_SECONDS, POLL_SECONDS, MetricsHistory, MetricsPoint
-from apps.dashboard.wording import megabytes
+from apps.dashboard.wording import counted, megabytes
 from torchserve_client.config import ServerConfig
 
 CHART_HEIGHT = 200  # pixels
 AXIS_WIDTH = 44  # pixels; fixed, so that longer numbers do not move the chart
 
 # These colors differ on white and on black, also for people who cannot distinguish red and green.
-GREEN, ORANGE, GRAY = "#2a9d82", "#e08a1e", "#8c9a97"
-PROCESS_COLORS = (GRAY, GREEN, ORANGE, "#4a7fd4", "#b55fc0")  # TorchServe first, then its workers
+GREEN, ORANGE, GRAY, BLUE = "#2a9d82", "#e08a1e", "#8c9a97", "#4a7fd4"
+PROCESS_COLORS = (GRAY, GREEN, ORANGE, BLUE, "#b55fc0")  # TorchServe first, then its workers
+
+WAITS = {"slot": "for a slot", "prefix": "for a shared prefix", "prefill": "for its prefill"}
+PREFIXES = {
+    "own": "In the same slot",
+    "copied": "Copied from another slot",
+    "saved": "From a saved sequence",
+    "none": "None: all of the prompt was prefilled",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +57,15 @@ def show_metrics(config: ServerConfig) -> None:
         st.caption(f"The last {HISTORY_SECONDS // 60} minutes, every {POLL_SECONDS:.0f} s while a page shows them.")
     else:
         st.caption(f":orange[:material/warning:] {history.problem}")
-    left, right = st.columns(2, gap="medium")
-    with left:
-        _chart("Tokens per second", _speed, points, is_current, (GREEN, GRAY))
-        _chart("Requests", _requests, points, is_current, (GREEN, ORANGE, GRAY))
-        _chart("CPU by process, % of one core", _cpu, points, is_current, PROCESS_COLORS)
-    with right:
-        _chart("Time to first token, ms", _first_token, points, is_current, (GREEN, ORANGE))
-        _chart("KV cache, % of its tokens", _cache, points, is_current, (GREEN,), highest=100)
-        _chart("Memory by process, MB", _memory, points, is_current, PROCESS_COLORS)
+    places = [column for _ in range(4) for column in st.columns(2, gap="medium")]  # row by row on a narrow page, too
+    _chart(places[0], "Tokens per second", _speed, points, is_current, (GREEN, GRAY))
+    _chart(places[1], "Time to first token, ms", _first_token, points, is_current, (GREEN, ORANGE))
+    _chart(places[2], "Requests", _requests, points, is_current, (GREEN, ORANGE, GRAY))
+    _chart(places[3], "Why requests wait, ms", _waits, points, is_current, (ORANGE, BLUE, GREEN))
+    _chart(places[4], "KV cache, % of its tokens", _cache, points, is_current, (GREEN,), highest=100)
+    _prefixes(places[5], points)
+    _chart(places[6], "CPU by process, % of one core", _cpu, points, is_current, PROCESS_COLORS)
+    _chart(places[7], "Memory by process, MB", _memory, points, is_current, PROCESS_COLORS)
 
 
 def _speed(point: MetricsPoint) -> Reading:
@@ -75,6 +87,12 @@ def _requests(point: MetricsPoint) -> Reading:
     return Reading(lines, f"{point.slots_busy} of {point.slots} slots busy, {point.queued} queued")
 
 
+def _waits(point: MetricsPoint) -> Reading:
+    """Before a request's prefill begins, so the three lines together are a part of its time to first token."""
+    lines: dict[str, float | None] = {line: point.wait_ms.get(reason) for reason, line in WAITS.items()}
+    return Reading(lines, f"{counted(point.prefill_tokens_waiting, 'prompt token')} to prefill")
+
+
 def _cache(point: MetricsPoint) -> Reading:
     used, capacity = point.cache_tokens, point.cache_capacity_tokens
     return Reading({"used": 100 * used / capacity if capacity else None}, f"{used:,} of {capacity:,} tokens")
@@ -92,7 +110,37 @@ def _memory(point: MetricsPoint) -> Reading:
     return Reading(lines, megabytes(sum(process.memory_bytes for process in point.processes)))
 
 
+def _prefixes(place: DeltaGenerator, points: list[MetricsPoint]) -> None:
+    """A table of all prompts in `points`. It always has the same rows, so that the page below does not move."""
+    prompts = {source: sum(point.prefix_lookups[source] for point in points) for source in PREFIXES}
+    tokens = sum(point.prompt_tokens for point in points)
+    cached = sum(point.cached_tokens for point in points)
+    swaps = counted(sum(point.slot_swaps for point in points), "swap")
+    with place.container(gap="xsmall"):
+        _title_row(
+            "Cached prefixes of prompts", f"{100 * cached / tokens:.0f} % of {tokens:,} tokens" if tokens else ""
+        )
+        total = sum(prompts.values())
+        rows = [
+            {
+                "Cached prefix": PREFIXES[source],
+                "Prompts": f"{n:,}",
+                "Share": f"{100 * n / total:.0f} %" if total else "",
+            }
+            for source, n in prompts.items()
+        ]
+        st.table(rows, hide_index=True)
+        st.caption(f"{swaps} of slots made the decoding ones consecutive.")
+
+
+def _title_row(title: str, summary: str) -> None:
+    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center", gap="xsmall"):
+        st.markdown(f"**{title}**", width="content")
+        st.caption(summary or "&nbsp;", width="content")
+
+
 def _chart(
+    place: DeltaGenerator,
     title: str,
     read: Callable[[MetricsPoint], Reading],
     points: list[MetricsPoint],
@@ -103,12 +151,8 @@ def _chart(
     """The title row shows the summary of the last point if the metrics are current."""
     readings = [(point.at, read(point)) for point in points]
     summary = readings[-1][1].summary if readings and is_current else ""
-    with st.container(gap=None):
-        with st.container(
-            horizontal=True, horizontal_alignment="distribute", vertical_alignment="center", gap="xsmall"
-        ):
-            st.markdown(f"**{title}**", width="content")
-            st.caption(summary or "&nbsp;", width="content")
+    with place.container(gap=None):
+        _title_row(title, summary)
         columns = _columns([(at, reading.lines) for at, reading in readings])
         st.vega_lite_chart(columns, _spec(colors, highest), height=CHART_HEIGHT, key=f"chart of {title}")
 

@@ -25,6 +25,7 @@ class FakeTorchServe(ThreadingHTTPServer):
         self.requests: Counter[str] = Counter()
         self.arrived = 0
         self.tokens = 0
+        self.answers = 0
         self.may_answer = threading.Event()
         self.may_answer.set()
         self.is_refusing = False
@@ -40,6 +41,12 @@ class FakeTorchServe(ThreadingHTTPServer):
                 f"ts_inference_requests_total {self.arrived}\n"
                 "# TYPE llamacpp_completion_tokens_total counter\n"
                 f'llamacpp_completion_tokens_total{{WorkerName="0"}} {self.tokens}\n'
+                "# TYPE llamacpp_time_to_first_token_seconds histogram\n"
+                f'llamacpp_time_to_first_token_seconds_count{{WorkerName="0"}} {self.answers}\n'
+                "# TYPE llamacpp_wait_seconds_total counter\n"
+                f'llamacpp_wait_seconds_total{{WorkerName="0",Reason="slot"}} {0.25 * self.answers}\n'
+                "# TYPE llamacpp_prefix_lookups_total counter\n"
+                f'llamacpp_prefix_lookups_total{{WorkerName="0",Source="own"}} {self.answers}\n'
             )
         model = {"modelName": "llamacpp", "modelVersion": "1.0", "modelUrl": "a", "batchSize": 4, "maxBatchDelay": 0}
         waiting = WAITING if self.arrived == WAITING else 0
@@ -131,6 +138,17 @@ def test_rates_stay_positive_when_a_restarted_server_counts_from_zero(
     for fake.tokens in (100, 150, 20):
         history.poll()
     assert [point.tokens_per_second > 0 for point in history.points()] == [True, True]
+
+
+@pytest.mark.usefixtures("always_due")
+def test_waits_are_the_mean_of_the_answers_and_prefixes_are_counted(config: ServerConfig, fake: FakeTorchServe) -> None:
+    history = MetricsHistory(config)
+    for fake.answers in (4, 4, 6):
+        history.poll()
+    nothing, last = history.points()
+    assert (nothing.wait_ms, nothing.prefix_lookups["own"]) == ({}, 0)
+    assert last.wait_ms == {"slot": 250, "prefix": 0, "prefill": 0}
+    assert last.prefix_lookups == {"own": 2, "copied": 0, "saved": 0, "none": 0}
 
 
 @pytest.mark.usefixtures("always_due")

@@ -9,7 +9,15 @@ from tests.support.wire import CHAT_PATH, chat_body, post
 from torchserve_client.config import ServerConfig
 
 LONG = 120_000  # milliseconds
-CHARTS = ("Tokens per second", "Time to first token", "Requests", "KV cache", "CPU by process", "Memory by process")
+CHARTS = (
+    "Tokens per second",
+    "Time to first token",
+    "Requests",
+    "Why requests wait",
+    "KV cache",
+    "CPU by process",
+    "Memory by process",
+)
 
 
 def test_metrics_show_an_answer_and_all_tabs_share_the_history(
@@ -23,6 +31,7 @@ def test_metrics_show_an_answer_and_all_tabs_share_the_history(
 
     answer = post(server, chat_body("Count to ten.", max_tokens=20, ignore_eos=True), CHAT_PATH)
     assert answer.status_code == 200
+    expect(page.get_by_role("table").get_by_text(re.compile(r"^[1-9]\d*$")).first).to_be_visible(timeout=LONG)
     first_token = page.get_by_text(re.compile(r"^[\d,]+ ms$"))
     expect(first_token).to_be_visible(timeout=LONG)
 

@@ -21,11 +21,17 @@ from torchserve_client.metrics import (
     percentile,
     rate,
     scrape,
+    used_lines,
 )
 
 TOKENS = "llamacpp_completion_tokens_total"
 
 TEXT = """\
+# TYPE llamacpp_wait_seconds_total counter
+llamacpp_wait_seconds_total{ModelName="llamacpp",WorkerName="0",Reason="slot",Hostname="vm",} 3.0
+llamacpp_wait_seconds_total{ModelName="llamacpp",WorkerName="0",Reason="prefill",Hostname="vm",} 1.0
+# TYPE llamacpp_prefix_lookups_total counter
+llamacpp_prefix_lookups_total{ModelName="llamacpp",WorkerName="0",Source="own",Hostname="vm",} 6.0
 # HELP MemoryUsed Torchserve prometheus gauge metric with unit: Megabytes
 # TYPE MemoryUsed gauge
 # TYPE ts_inference_requests_total counter
@@ -76,6 +82,32 @@ def test_increase_of_a_counter_is_the_sum_over_its_workers(
 ) -> None:
     assert increase(counted(0, **before), counted(2, **after), TOKENS) == expected
     assert rate(counted(0, **before), counted(2, **after), TOKENS) == expected / 2
+
+
+@pytest.mark.parametrize(
+    ("name", "detail", "expected"),
+    [
+        ("llamacpp_wait_seconds_total", "slot", 3),
+        ("llamacpp_wait_seconds_total", "prefix", 0),
+        ("llamacpp_wait_seconds_total", None, 4),
+        ("llamacpp_prefix_lookups_total", "own", 6),
+    ],
+)
+def test_waits_and_prefix_lookups_are_counted_by_their_label(name: str, detail: str | None, expected: float) -> None:
+    assert increase(NOTHING, TEN_SECONDS_LATER, name, detail=detail) == expected
+
+
+def test_series_of_ended_workers_are_not_parsed() -> None:
+    """TorchServe adds these for each new worker, and never forgets one."""
+    ended = "".join(
+        f'{name}{{WorkerName="W-{worker}-llamacpp_1.0",Level="Host",Hostname="vm",}} 812.0\n'
+        for name in ("WorkerLoadTime", "WorkerThreadTime")
+        for worker in range(9000, 14000)
+    )
+    text = f"# TYPE WorkerLoadTime gauge\n{ended}{TEXT}"
+    assert len(text.splitlines()) > 10_000
+    assert used_lines(text) == used_lines(TEXT)
+    assert parse_metrics(text) == TEN_SECONDS_LATER.series
 
 
 def test_mean_is_of_the_observations_in_between() -> None:
