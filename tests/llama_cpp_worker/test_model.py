@@ -3,15 +3,17 @@
 import json
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import jsonschema
 import pytest
 
 from llama_cpp_worker.chat_template import TemplateError
 from llama_cpp_worker.engine import Engine, Request
-from llama_cpp_worker.model import Model
+from llama_cpp_worker.model import Chunk, InfillUnsupported, Model
 from llama_cpp_worker.sampling_params import SamplingParams
 from tests.llama_cpp_worker.schemas.sample import sample
+from tests.support.scripted_model import run_to_end
 from tests.support.tiny_llama import write_tiny_llama
 from torchserve_client.config import PROJECT
 
@@ -99,6 +101,43 @@ def test_a_last_message_of_the_assistant_stays_open(demo: Model) -> None:
 def test_a_template_can_refuse_messages(llama2: Model) -> None:
     with pytest.raises(TemplateError, match="only user and assistant"):
         llama2.tokenize_chat([{"role": "system", "content": "Obey."}])
+
+
+def test_a_text_with_a_gap_has_its_parts_between_the_models_tokens_for_it(tmp_path: Path) -> None:
+    path = write_tiny_llama(tmp_path / "tiny.gguf", more_controls=["<PRE>", "<SUF>", "<MID>"])
+    model = Model(str(path), n_slots=1, n_threads=1)
+    tokens = model.tokenize_infill("Hello </s>", "the <MID>")
+    text, names = model.detokenize(tokens), [model.piece(token, shows_control=True) for token in tokens]
+    controls, before = control_tokens(model, tokens), tokens[2 : tokens.index(model.fim_tokens[1])]  # type: ignore[index]
+    plain = model.tokenize_prompt("Hello </s>", add_special=False, parse_special=False)
+    model.close()
+    assert text == "<s><PRE> Hello </s><SUF> the <MID><MID>"
+    assert controls == [b"<s>", b"<PRE>", b"<SUF>", b"<MID>"]
+    assert (names[-1], before) == (b"<MID>", plain)
+
+
+def test_a_model_without_tokens_for_a_gap_says_so(demo: Model) -> None:
+    assert demo.fim_tokens is None
+    with pytest.raises(InfillUnsupported, match="cannot fill in the middle of a text; send the prompt without"):
+        demo.tokenize_infill("a", "b")
+
+
+@pytest.mark.parametrize("text", ["", "naïve café 🙂 日本語", " two  blanks\n\t", "<|im_start|>user"])
+@pytest.mark.parametrize("parse_special", [True, False], ids=["control tokens", "text only"])
+def test_the_tokens_of_a_text_give_the_text_back(demo: Model, text: str, parse_special: bool) -> None:
+    tokens = demo.tokenize_prompt(text, parse_special=parse_special)
+    assert demo.detokenize(tokens) == text
+    assert bool(control_tokens(demo, tokens)) == (parse_special and text.startswith("<|im"))
+
+
+def test_broken_characters_become_replacement_characters(demo: Model) -> None:
+    tokens = demo.tokenize_prompt("a🙂b")
+    assert demo.detokenize(tokens[:-2]) + demo.detokenize(tokens[-2:]) != "a🙂b"
+    assert demo.detokenize(tokens[:2]) == "a\ufffd"
+
+
+def test_only_special_tokens_of_the_vocabulary_are_added(llama2: Model) -> None:
+    assert llama2.tokenize_prompt("Hello") == [1, *llama2.tokenize_prompt("Hello", add_special=False)]
 
 
 # --- grammars
@@ -198,6 +237,36 @@ def test_log_probabilities_are_those_before_any_sampler(demo: Model) -> None:
     assert forced.chosen.piece == b"z" or forced.chosen.piece.startswith(b"z")
     assert forced.chosen.logprob < -5
     assert forced.likeliest == tokens[0].likeliest[:1]
+
+
+def test_the_log_probabilities_of_a_prompt_are_those_of_its_tokens_one_after_the_other(demo: Model) -> None:
+    prompt = demo.tokenize_prompt("<|im_start|>user\nWhat is the closest star to Earth?<|im_end|>\n" * 8)
+    request = Request(prompt, SamplingParams(max_tokens=0), prompt_logprobs=3)
+    engine = Engine(demo)
+    engine.submit(request)
+    run_to_end(engine)
+    assert (request.finish_reason, request.completion, len(prompt) > demo.n_outputs) == ("length", [], True)
+    assert [token.chosen.piece for token in request.prompt_tokens] == [
+        demo.piece(token, shows_control=True) for token in prompt[1:]
+    ]
+    for place in (1, 2, 30, 63, 64, 65, len(prompt) - 1):
+        demo.trim(1, 0)
+        (index,) = demo.decode([Chunk(1, 0, prompt[:place], True)])
+        alone, reported = demo.logprobs(index, prompt[place], 3), request.prompt_tokens[place - 1]
+        numbers = [[each.logprob for each in (token.chosen, *token.likeliest)] for token in (reported, alone)]
+        assert numbers[0] == pytest.approx(numbers[1], abs=0.2)  # batches of other sizes are rounded in other places
+    demo.trim(1, 0)
+
+
+def test_a_likeliest_token_of_a_prompt_has_the_same_number_in_both_places(demo: Model) -> None:
+    """lm-eval compares the two to know whether a prompt is what the model would have written."""
+    answer = complete(demo, "Count from one to ten.", max_tokens=20)
+    request = Request([*answer.prompt, *answer.completion], SamplingParams(max_tokens=0), prompt_logprobs=1)
+    engine = Engine(demo)
+    engine.submit(request)
+    run_to_end(engine)
+    scored = request.prompt_tokens[len(answer.prompt) - 1 :]
+    assert [token.chosen.logprob == token.likeliest[0].logprob for token in scored] == [True] * len(answer.completion)
 
 
 def test_a_forbidden_end_token_is_reported_among_the_likeliest(demo: Model) -> None:

@@ -4,6 +4,7 @@ It has 100 kB, and a real file format, tokenizer and chat template. It is for te
 """
 
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,11 @@ N_EMBD, N_HEAD, N_FF, N_CTX = 32, 4, 64, 512
 _UINT32, _FLOAT32, _STRING, _ARRAY, _INT32 = 4, 6, 8, 9, 5  # enum gguf_metadata_value_type
 
 
-def write_tiny_llama(path: Path, seed: int = 1) -> Path:
-    """Returns `path`."""
+def write_tiny_llama(path: Path, seed: int = 1, more_controls: Sequence[str] = ()) -> Path:
+    """Returns `path`. more_controls: names of control tokens at the end of the vocabulary."""
     tokens = [("<unk>", UNKNOWN), ("<s>", CONTROL), ("</s>", CONTROL)]
     tokens += [(f"<0x{byte:02X}>", BYTE) for byte in range(256)] + [(word, NORMAL) for word in WORDS]
+    tokens += [(name, CONTROL) for name in more_controls]
     names = [name for name, _ in tokens]
     fields = [
         _field("general.architecture", _STRING, _string("llama")),
