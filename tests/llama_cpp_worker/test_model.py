@@ -1,5 +1,6 @@
 """The model with real files, the demo model and a tiny Llama 2: tokens, grammars, log probabilities."""
 
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -239,23 +240,22 @@ def test_log_probabilities_are_those_before_any_sampler(demo: Model) -> None:
     assert forced.likeliest == tokens[0].likeliest[:1]
 
 
-def test_the_log_probabilities_of_a_prompt_are_those_of_its_tokens_one_after_the_other(demo: Model) -> None:
-    prompt = demo.tokenize_prompt("<|im_start|>user\nWhat is the closest star to Earth?<|im_end|>\n" * 8)
+def test_the_log_probabilities_of_a_prompt_are_those_of_its_tokens_one_after_the_other(llama2: Model) -> None:
+    prompt = llama2.tokenize_prompt("</s>Hello the user [INST] " * 12)
     request = Request(prompt, SamplingParams(max_tokens=0), prompt_logprobs=3)
-    engine = Engine(demo)
+    engine = Engine(llama2)
     engine.submit(request)
     run_to_end(engine)
-    assert (request.finish_reason, request.completion, len(prompt) > demo.n_outputs) == ("length", [], True)
-    assert [token.chosen.piece for token in request.prompt_tokens] == [
-        demo.piece(token, shows_control=True) for token in prompt[1:]
-    ]
-    for place in (1, 2, 30, 63, 64, 65, len(prompt) - 1):
-        demo.trim(1, 0)
-        (index,) = demo.decode([Chunk(1, 0, prompt[:place], True)])
-        alone, reported = demo.logprobs(index, prompt[place], 3), request.prompt_tokens[place - 1]
-        numbers = [[each.logprob for each in (token.chosen, *token.likeliest)] for token in (reported, alone)]
-        assert numbers[0] == pytest.approx(numbers[1], abs=0.2)  # batches of other sizes are rounded in other places
-    demo.trim(1, 0)
+    assert (request.finish_reason, request.completion, len(prompt) > llama2.n_outputs) == ("length", [], True)
+    names = [llama2.piece(token, shows_control=True) for token in prompt[1:]]
+    assert [token.chosen.piece for token in request.prompt_tokens] == names
+    llama2.trim(0, 0)
+    for place, (token, following) in enumerate(itertools.pairwise(prompt)):
+        (index,) = llama2.decode([Chunk(0, place, [token], True)])
+        both = (llama2.logprobs(index, following, 3, shows_control=True), request.prompt_tokens[place])
+        alone, reported = ([each.logprob for each in (token.chosen, *token.likeliest)] for token in both)
+        assert reported == pytest.approx(alone, abs=0.1)  # the KV cache is rounded; other tokens differ by whole units
+    llama2.trim(0, 0)
 
 
 def test_a_likeliest_token_of_a_prompt_has_the_same_number_in_both_places(demo: Model) -> None:
