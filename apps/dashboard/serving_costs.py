@@ -7,9 +7,14 @@ from torchserve_client.worker_memory import WorkerMemory
 
 def workers_cost(wanted: ServingSettings, memory: WorkerMemory, free_bytes: int) -> str:
     """The memory of each worker, and how the workers batch."""
-    each = memory.of_first(wanted.batch_size)
+    first, another = (megabytes(size(wanted.batch_size)) for size in (memory.of_first, memory.of_another))
     least = "about" if memory.is_measured else "at least"
-    needed = f"Each worker needs {least} {megabytes(each)}; {megabytes(free_bytes)} are free."
+    needed = f"Each worker needs {least} {first}"
+    if wanted.workers > 1 and another != first:
+        needed = (
+            f"The first worker needs {least} {first}, each other one {another}, because they share the model's file"
+        )
+    needed += f"; {megabytes(free_bytes)} are free."
     if wanted.workers == 1:
         return f"{needed} One worker batches continuously: a new request joins at the next token."
     return (

@@ -21,6 +21,15 @@ def test_workers_say_what_each_needs_and_why_the_batching_changes() -> None:
     assert "at least" in workers_cost(SETTINGS, replace(memory, is_measured=False), 0)
 
 
+def test_several_workers_map_the_models_file_once() -> None:
+    memory = WorkerMemory(400 * MB, 100 * MB, mapped_bytes=150 * MB)
+
+    sentence = workers_cost(replace(SETTINGS, workers=2), memory, 5000 * MB)
+
+    assert sentence.startswith("The first worker needs about 1,200 MB, each other one 1,050 MB, because they share")
+    assert workers_cost(SETTINGS, memory, 0).startswith("Each worker needs about 1,200 MB")
+
+
 def test_batch_size_says_what_its_contexts_take() -> None:
     memory = WorkerMemory(400 * MB, 100 * MB)
 
