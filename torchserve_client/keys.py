@@ -79,7 +79,7 @@ class Keys:
         return self._read(self._kind)["key"]
 
     def expires(self) -> datetime | None:
-        """When the key expires, to the second; None if the key file does not say. Raises TorchServeError."""
+        """When the key expires; None if the key file does not say. Raises TorchServeError."""
         return parse_instant(self._read(self._kind).get("expiration time", ""))
 
     def _read(self, entry: str) -> dict[str, str]:
@@ -102,9 +102,9 @@ class Keys:
 
 
 def parse_instant(text: str) -> datetime | None:
-    """A time as Java prints it, to the second; None if the text is no such time."""
+    """A time as Java prints it, such as 2026-01-01T00:00:00.123456789Z; None if the text is no such time."""
     with contextlib.suppress(ValueError):
-        return datetime.strptime(text[:19], "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC)
+        return datetime.fromisoformat(text).astimezone(UTC)
     return None
 
 

@@ -16,7 +16,7 @@ from tests.support.serving import make_home, running_server, wait_until
 from torchserve_client import keys
 from torchserve_client.config import PROJECT, ServerConfig
 from torchserve_client.http import RequestRefused, fetch
-from torchserve_client.keys import Keys, Kind
+from torchserve_client.keys import Keys, Kind, parse_instant
 from torchserve_client.running_server import key_file
 
 
@@ -103,6 +103,19 @@ def test_shorter_expiry_is_served_by_replacing_expired_keys(tmp_path: Path) -> N
         assert source.use(lambda key: (key, send(config, "inference", key)))[0] != first
         with pytest.raises(RequestRefused):
             send(config, "inference", first)
+
+
+@pytest.mark.parametrize(
+    ("text", "instant"),
+    [
+        ("2126-11-02T04:01:02.123456789Z", datetime(2126, 11, 2, 4, 1, 2, 123456, UTC)),
+        ("2126-11-02T04:01:02Z", datetime(2126, 11, 2, 4, 1, 2, 0, UTC)),
+        ("+12026-11-02T04:01:02Z", None),  # Java's year 12026
+        ("", None),
+    ],
+)
+def test_time_is_read_as_java_prints_it(text: str, instant: datetime | None) -> None:
+    assert parse_instant(text) == instant
 
 
 def test_incomplete_key_file_is_read_again(server: ServerConfig, monkeypatch: pytest.MonkeyPatch) -> None:
