@@ -137,14 +137,21 @@ def _schema_of(form: Mapping[str, object]) -> tuple[str, object]:
     return place, named["schema"] if named["schema"] is not None else 0
 
 
-def _compile_schema(schema: object, place: str) -> str:
+def prepare_schema(schema: object, place: str) -> Schema:
+    """A client's JSON schema in the form for llguidance. Raises InvalidParameter; `place` comes first in its name."""
     try:
         prepared = PreparedSchema(schema)
         if problem := _schema_problem(prepared.document):
             raise prepared.refusal(problem, _schema_problem)
     except SchemaError as error:
-        raise InvalidParameter(f"{place}.{error.place}", str(error)) from error
-    return LLMatcher.grammar_from_json_schema(json.dumps(prepared.document), overrides=JSON_OPTIONS)
+        within = error.place.removeprefix("schema")  # empty, a path, or a $ref
+        raise InvalidParameter(f"{place}.{within}".replace("..", ".").rstrip("."), str(error)) from error
+    return prepared.document
+
+
+def _compile_schema(schema: object, place: str) -> str:
+    document = prepare_schema(schema, f"{place}.schema")
+    return LLMatcher.grammar_from_json_schema(json.dumps(document), overrides=JSON_OPTIONS)
 
 
 def _schema_problem(schema: Schema) -> str:
@@ -158,7 +165,7 @@ def _schema_problem(schema: Schema) -> str:
         return f"has a value that JSON cannot express: {error}"
 
 
-@lru_cache(maxsize=16)  # checked at the wire, and again for each choice of the answer
+@lru_cache(maxsize=256)  # a chat with tools sends all their schemas with each message
 def _problem(grammar: str) -> str:
     try:
         with _panics_translated():
@@ -166,6 +173,16 @@ def _problem(grammar: str) -> str:
     except ConstraintError as error:
         return str(error)
     return _sentence(problems[0]) if problems else ""
+
+
+def grammar_problem(tokenizer: LLTokenizer, grammar: str) -> str:
+    """Why no answer can follow a compiled grammar; nothing if one can."""
+    try:
+        with _panics_translated():
+            error = _compiled(tokenizer, grammar).get_error()
+    except ConstraintError as panic:
+        return str(panic)
+    return _sentence(error) if error else ""
 
 
 @lru_cache(maxsize=8)  # the choices of an answer share one

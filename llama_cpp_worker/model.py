@@ -13,24 +13,28 @@ import re
 import secrets
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import llama_cpp
 import numpy as np
 import psutil
 from llguidance.llamacpp import lltokenizer_from_vocab
 
+from llama_cpp_worker.answer_grammar import SpecialTokens
 from llama_cpp_worker.chat_template import ChatTemplate, TemplateError
+from llama_cpp_worker.constraint import grammar_problem
 from llama_cpp_worker.devices import Placement, has_memory_pressure, physical_cores
 from llama_cpp_worker.sampler import Sampler, Vocabulary, log_probabilities
 from llama_cpp_worker.sampling_params import SampledToken, SamplingParams, TokenLogprob
 
 logger = logging.getLogger(__name__)
+from llama_cpp_worker.tool_formats import CALL_MARKS, Message
 
 CELL_ALIGNMENT = 256  # llama.cpp rounds the cells of a sequence up to a multiple of this
 NO_ROOM_IN_CACHE = 1  # llama_decode's return value
@@ -152,6 +156,8 @@ class Model:
         return {
             "file": Path(self.path).name,
             "description": text.value.decode(),
+        self.special_tokens = self._special_tokens(texts, tokenizer.is_special_token)
+        self._mark_tokens = frozenset(self.special_tokens.marks.values())
             "size_bytes": llama_cpp.llama_model_size(self._model),
             "parameters": llama_cpp.llama_model_n_params(self._model),
             "context_window": self.window,
@@ -202,19 +208,24 @@ class Model:
         """The text of `tokens`, with the names of control tokens. Bytes that are no character become U+FFFD."""
         return b"".join(self.piece(token, shows_control=True) for token in tokens).decode(errors="replace")
 
-    def tokenize_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """The tokens of `messages` (dicts with `role` and `content`) in the model's chat template.
+    def tokenize_chat(
+        self, messages: Sequence[Message], tools: Sequence[Message] = (), *, continues_answer: bool = True
+    ) -> list[int]:
+        """The tokens of `messages` and definitions of functions in the model's chat template: see ChatTemplate.render.
 
-        Only the template's control tokens count: "<|im_end|>" or "</s>" in a message stays text.
-        A last message of the assistant stays open, so that the model continues it, as in llama-server.
+        Only the template's control tokens count: "<|im_end|>" or "</s>" in a message or a definition stays text.
         Raises TemplateError, PromptTooLong.
         """
         mark = f"\ufdd0{secrets.token_hex(8)}\ufdd1"  # occurs in no message
 
-        def marked(text: str) -> str:
-            return self._split_controls.sub(lambda found: mark + found[0] + mark, text)
+        def marked(value: Any) -> Any:
+            if isinstance(value, str):
+                return self._split_controls.sub(lambda found: mark + found[0] + mark, value)
+            if isinstance(value, dict):
+                return {marked(name): marked(part) for name, part in value.items()}
+            return [marked(part) for part in value] if isinstance(value, list) else value
 
-        text = self.template.render([message | {"content": marked(message["content"])} for message in messages])
+        text = self.template.render(marked(list(messages)), marked(list(tools)), continues_answer=continues_answer)
         parts = text.split(mark)  # every second part is a control token's name from a message
         if len(parts) == 1:  # BOS is in the template's text already
             return self._tokenize(text, add_special=self.template.is_raw, parse_special=True)
@@ -237,9 +248,13 @@ class Model:
         return tokens + self._tokenize(plain, add_special=False, parse_special=False)
 
     def piece(self, token: int, *, shows_control: bool = False) -> bytes:
-        """A token's bytes, possibly a part of a character. Those of a control token are empty, or its name."""
+        """A token's bytes, possibly a part of a character. Those of a control token are empty, or its name.
+
+        A token that marks a call or reasoning always has its name: the parser of the answer needs it.
+        """
+        is_shown = shows_control or token in self._mark_tokens
         length = llama_cpp.llama_token_to_piece(
-            self._vocab, token, self._piece_buffer, len(self._piece_buffer), 0, shows_control
+            self._vocab, token, self._piece_buffer, len(self._piece_buffer), 0, is_shown
         )
         assert length >= 0, f"token {token} is longer than {len(self._piece_buffer)} bytes"
         return self._piece_buffer.raw[:length]
@@ -275,6 +290,10 @@ class Model:
                 batch.logits[size] = chunk.wants_all_logits
                 size += 1
             batch.logits[size - 1] = chunk.wants_logits or chunk.wants_all_logits
+    def constraint_problem(self, constraint: str) -> str:
+        """Why no answer of this model can follow a grammar for llguidance; nothing if one can."""
+        return grammar_problem(self._vocabulary.tokenizer, constraint)
+
             last_indices.append(size - 1)
         batch.n_tokens = size
         status = llama_cpp.llama_decode(self._context, batch)
@@ -436,6 +455,12 @@ class Model:
         room = len(raw) + 2  # a token is at least a byte; BOS and EOS come on top
         tokens = (llama_cpp.llama_token * room)()
         count = llama_cpp.llama_tokenize(self._vocab, raw, len(raw), tokens, room, add_special, parse_special)
+    def _special_tokens(self, texts: Sequence[bytes], is_special: Callable[[int], bool]) -> SpecialTokens:
+        ids = frozenset(token for token in range(self.n_vocab) if is_special(token)) - self._end_tokens
+        known = {*CALL_MARKS, *(mark for marks in MARKS for mark in marks)}
+        names = {token: texts[token].decode(errors="replace") for token in ids}
+        return SpecialTokens(ids, {name: token for token, name in names.items() if name in known})
+
         assert count >= 0, "a text has more tokens than bytes"
         return list(tokens[:count])
 
