@@ -32,9 +32,9 @@ from llama_cpp_worker.constraint import grammar_problem
 from llama_cpp_worker.devices import Placement, has_memory_pressure, physical_cores
 from llama_cpp_worker.sampler import Sampler, Vocabulary, log_probabilities
 from llama_cpp_worker.sampling_params import SampledToken, SamplingParams, TokenLogprob
+from llama_cpp_worker.tool_formats import CALL_MARKS, Message
 
 logger = logging.getLogger(__name__)
-from llama_cpp_worker.tool_formats import CALL_MARKS, Message
 
 CELL_ALIGNMENT = 256  # llama.cpp rounds the cells of a sequence up to a multiple of this
 NO_ROOM_IN_CACHE = 1  # llama_decode's return value
@@ -143,6 +143,8 @@ class Model:
             # Here and not in the first request, because it takes some tenths of a second.
             tokenizer = lltokenizer_from_vocab(self._vocab, eos_token=sorted(self._end_tokens))
         self._vocabulary = Vocabulary(self.n_vocab, self._end_tokens, tokenizer)
+        self.special_tokens = self._special_tokens(texts, tokenizer.is_special_token)
+        self._mark_tokens = frozenset(self.special_tokens.marks.values())
         self._split_controls = self._control_token_splitter(texts)
         self.fim_tokens = self._fim_tokens()
         self.template = self._load_template(texts)
@@ -156,8 +158,6 @@ class Model:
         return {
             "file": Path(self.path).name,
             "description": text.value.decode(),
-        self.special_tokens = self._special_tokens(texts, tokenizer.is_special_token)
-        self._mark_tokens = frozenset(self.special_tokens.marks.values())
             "size_bytes": llama_cpp.llama_model_size(self._model),
             "parameters": llama_cpp.llama_model_n_params(self._model),
             "context_window": self.window,
@@ -272,6 +272,10 @@ class Model:
         """
         return Sampler(params, self._vocabulary, prompt, constraint)
 
+    def constraint_problem(self, constraint: str) -> str:
+        """Why no answer of this model can follow a grammar for llguidance; nothing if one can."""
+        return grammar_problem(self._vocabulary.tokenizer, constraint)
+
     def decode(self, chunks: Sequence[Chunk]) -> list[int]:
         """Decodes at most `n_batch` tokens, for logits of at most `n_outputs`. Returns the index of each last token.
 
@@ -290,10 +294,6 @@ class Model:
                 batch.logits[size] = chunk.wants_all_logits
                 size += 1
             batch.logits[size - 1] = chunk.wants_logits or chunk.wants_all_logits
-    def constraint_problem(self, constraint: str) -> str:
-        """Why no answer of this model can follow a grammar for llguidance; nothing if one can."""
-        return grammar_problem(self._vocabulary.tokenizer, constraint)
-
             last_indices.append(size - 1)
         batch.n_tokens = size
         status = llama_cpp.llama_decode(self._context, batch)
@@ -436,6 +436,12 @@ class Model:
         longest_first = sorted(controls, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
+    def _special_tokens(self, texts: Sequence[bytes], is_special: Callable[[int], bool]) -> SpecialTokens:
+        ids = frozenset(token for token in range(self.n_vocab) if is_special(token)) - self._end_tokens
+        known = {*CALL_MARKS, *(mark for marks in MARKS for mark in marks)}
+        names = {token: texts[token].decode(errors="replace") for token in ids}
+        return SpecialTokens(ids, {name: token for token, name in names.items() if name in known})
+
     def _load_template(self, texts: Sequence[bytes]) -> ChatTemplate:
         def text_of(token: int) -> str:
             return texts[token].decode(errors="replace") if token >= 0 else ""
@@ -455,12 +461,6 @@ class Model:
         room = len(raw) + 2  # a token is at least a byte; BOS and EOS come on top
         tokens = (llama_cpp.llama_token * room)()
         count = llama_cpp.llama_tokenize(self._vocab, raw, len(raw), tokens, room, add_special, parse_special)
-    def _special_tokens(self, texts: Sequence[bytes], is_special: Callable[[int], bool]) -> SpecialTokens:
-        ids = frozenset(token for token in range(self.n_vocab) if is_special(token)) - self._end_tokens
-        known = {*CALL_MARKS, *(mark for marks in MARKS for mark in marks)}
-        names = {token: texts[token].decode(errors="replace") for token in ids}
-        return SpecialTokens(ids, {name: token for token, name in names.items() if name in known})
-
         assert count >= 0, "a text has more tokens than bytes"
         return list(tokens[:count])
 
