@@ -12,7 +12,7 @@ SHELL := /bin/bash
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help chat package check lint test screenshots clean distclean FORCE
+.PHONY: help chat front package check lint test screenshots clean distclean FORCE
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -20,6 +20,9 @@ help: ## list the targets
 
 chat: $(ARCHIVE) ## install, package, start TorchServe and both apps; Ctrl-C stops them
 	@exec $(BIN)/python -m apps
+
+front: $(VENV)/.installed ## start http://127.0.0.1:8000/v1 in front of the running TorchServe
+	@exec $(BIN)/python -m front
 
 package: $(ARCHIVE) ## make the archives that TorchServe loads
 

