@@ -30,6 +30,7 @@ from llama_cpp_worker.answer_grammar import SpecialTokens
 from llama_cpp_worker.chat_template import ChatTemplate, TemplateError
 from llama_cpp_worker.constraint import grammar_problem
 from llama_cpp_worker.devices import Placement, has_memory_pressure, physical_cores
+from llama_cpp_worker.reasoning import MARKS
 from llama_cpp_worker.sampler import Sampler, Vocabulary, log_probabilities
 from llama_cpp_worker.sampling_params import SampledToken, SamplingParams, TokenLogprob
 from llama_cpp_worker.tool_formats import CALL_MARKS, Message
