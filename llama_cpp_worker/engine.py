@@ -14,8 +14,12 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Any, Protocol
 
+from llama_cpp_worker.chunk_size import DEEP_TOKENS, MIN_CHUNK_TOKENS, aligned, largest_chunk
+from llama_cpp_worker.embedder import EmbeddingError
+from llama_cpp_worker.embedding_queue import EmbeddingModel, EmbeddingQueue, EmbeddingRequest
 from llama_cpp_worker.model import Chunk, DecodeError
 from llama_cpp_worker.prefix_cache import PrefixCache, SequenceMemory, common_prefix_length
 from llama_cpp_worker.sampler import SamplingError
@@ -23,17 +27,6 @@ from llama_cpp_worker.sampling_params import SampledToken, SamplingParams
 from llama_cpp_worker.text_assembler import TextAssembler
 
 logger = logging.getLogger(__name__)
-
-# A prefill step takes about this long, unless the smallest chunk takes longer. So this is about the longest pause that
-# a prompt causes in the other answers. `run` returns at most one step after its deadline.
-PREFILL_STEP_SECONDS = 0.4
-
-# The smallest chunk, also on a slow machine. Smaller chunks are slower, at depth up to 2.4 times
-# (docs/llama-cpp-facts.md, fact 13), and then a step that was cut because it is slow would become even slower.
-MIN_CHUNK_TOKENS = 64
-DEEP_TOKENS = 1024  # from this depth on, most of the time goes into attention,
-MIN_DEEP_CHUNK_TOKENS = 128  # which needs larger chunks
-CHUNK_ALIGNMENT = 64  # llama.cpp's attention computes tiles of this many tokens
 
 OLDEST_FIRST_EVERY = 3  # prefill steps
 
@@ -51,6 +44,8 @@ class EngineModel(SequenceMemory, Protocol):
     n_outputs: int
     window: int
 
+    @property
+    def embedder(self) -> EmbeddingModel | None: ...
     def piece(self, token: int) -> bytes: ...
     def is_end(self, token: int) -> bool: ...
     def sampler(self, params: SamplingParams, prompt: Sequence[int], constraint: str | None) -> Any: ...  # with close()
@@ -102,6 +97,11 @@ class Request:
         return self.finish_reason is not None
 
     @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the completion."""
+        return self._assembler.stop_string
+
+    @property
     def is_prefilled(self) -> bool:
         return self.n_prefilled == len(self.prompt)
 
@@ -139,16 +139,25 @@ class Counters:
     failed: int = 0
 
 
+class StepKind(Enum):
+    """What a step computes."""
+
+    PREFILL = auto()
+    EMBED = auto()
+    DECODE = auto()
+
+
 class Engine:
     """Continuous batching: a request joins the batch at the next step and leaves it at its own end.
 
     The schedule:
 
     1. Slots are given in order of arrival. A free slot goes to the request that has waited longest.
-    2. A step either prefills prompts or decodes the next token of every prefilled request. While there are both,
-       prefill steps and decode steps alternate. So a new prompt never stops the other answers for longer than one
-       prefill step. (One batch of both would not be faster: each sequence has a separate KV cache, so llama.cpp
-       computes chunks of different lengths one after the other.)
+    2. A step either prefills prompts, or computes embeddings, or decodes the next token of every prefilled request.
+       While any request decodes, every second step is a decode step; prefill steps and embedding steps share the
+       others in turn. So a new prompt or text never stops the other answers for longer than one such step. (One batch
+       of prompts and tokens would not be faster: each sequence has a separate KV cache, so llama.cpp computes chunks
+       of different lengths one after the other.)
     3. A prefill step takes the prompts with the fewest tokens left: as many whole prompts as it has time for, or one
        chunk of a longer prompt. Every third prefill step begins with the oldest prompt instead.
     4. A prompt that shares a long prefix with a prompt that is being prefilled waits until that prefix is computed.
@@ -170,36 +179,54 @@ class Engine:
         self.model = model
         self.cache = PrefixCache(model, n_saved_bytes)
         self.counters = Counters()
+        self.embeddings = EmbeddingQueue(model.embedder, clock)
         self.waiting: deque[Request] = deque()
         self.running: dict[int, Request] = {}  # by slot
         self._clock = clock
         self._prefill_tokens_per_second = INITIAL_PREFILL_TOKENS_PER_SECOND
-        self._is_prefill_step = False
+        self._kind = StepKind.DECODE  # of the last step
         self._n_prefill_steps = 0
+        self._was_embedding = False  # whether the last step that did not decode computed embeddings
         self._is_urgent = False  # whether this step produced a first token or the end of a request
 
     @property
     def is_idle(self) -> bool:
-        return not self.waiting and not self.running
+        return not self.n_waiting and not self.running
 
-    def submit(self, request: Request) -> None:
-        """Queues a request. Its prompt must have 1 to `window - 1` tokens; the caller has checked that."""
+    @property
+    def n_waiting(self) -> int:
+        """Requests without a slot; embeddings never have one."""
+        return len(self.waiting) + len(self.embeddings.waiting)
+
+    def submit(self, request: Request | EmbeddingRequest) -> None:
+        """Queues a request. The caller has checked the number of its tokens.
+
+        A prompt must have 1 to `window - 1` tokens, a text for an embedding 1 to `window`.
+        """
+        self.counters.requests += 1
+        if isinstance(request, EmbeddingRequest):
+            self.embeddings.submit(request)
+            return
         assert 0 < len(request.prompt) < self.model.window, "the prompt does not fit the context window"
         request.submitted_at = self._clock()
-        self.counters.requests += 1
         self.waiting.append(request)
 
-    def cancel(self, request: Request) -> None:
+    def cancel(self, request: Request | EmbeddingRequest) -> None:
         """Ends a request, waiting or running, and frees its slot. Does nothing if the request has already ended."""
-        if not request.is_finished:
-            self.counters.cancelled += 1
+        if request.is_finished:
+            return
+        self.counters.cancelled += 1
+        if isinstance(request, EmbeddingRequest):
+            self.embeddings.end(request, "cancelled")
+        else:
             self._retire(request, "cancelled")
 
     @property
     def n_decoding(self) -> int:
-        """How many sequences the next step decodes; 0 if it prefills a prompt or admits a request."""
+        """How many sequences the next step decodes; 0 if it admits a request, or if it may compute anything else."""
         admits = self.waiting and len(self.running) < self.model.n_slots
-        is_steady = not admits and all(request.is_prefilled for request in self.running.values())
+        is_steady = not admits and not self.embeddings.waiting
+        is_steady = is_steady and all(request.is_prefilled for request in self.running.values())
         return len(self.running) if is_steady else 0
 
     def run(self, seconds: float) -> bool:
@@ -221,6 +248,10 @@ class Engine:
         self._admit()
         self._close_gaps()
         self._start_prefills()
+        self._kind = self._next_kind()
+        if self._kind is StepKind.EMBED:
+            self._embed()
+            return self._is_urgent
         batch = self._build_batch()
         for chunk, index in zip(batch, self._decode(batch), strict=False):  # no indices if the decode failed
             request = self.running[chunk.slot]
@@ -289,13 +320,45 @@ class Engine:
                 self.counters.prompt_tokens += len(request.prompt)
                 self.counters.cached_tokens += request.n_cached
 
+    def _next_kind(self) -> StepKind:
+        """Rule 2 of the schedule."""
+        if self._decoding and self._kind is not StepKind.DECODE:
+            return StepKind.DECODE
+        if self.embeddings.waiting and not (self._prefilling and self._was_embedding):
+            self._was_embedding = True
+            return StepKind.EMBED
+        if self._prefilling:
+            self._was_embedding = False
+            return StepKind.PREFILL
+        return StepKind.DECODE
+
+    @property
+    def _prefilling(self) -> list[Request]:
+        return [request for request in self._by_age() if request.is_started and not request.is_prefilled]
+
+    @property
+    def _decoding(self) -> list[Request]:
+        return [request for request in self.running.values() if request.is_prefilled]
+
+    def _embed(self) -> None:
+        """An embedding step. An error ends the text that is being computed; the others go on."""
+        try:
+            self._is_urgent |= self.embeddings.step()
+        except Exception as error:
+            logger.exception("1 embedding failed")
+            request = self.embeddings.waiting[0]
+            request.error = f"The model failed: {error}." if isinstance(error, EmbeddingError) else UNEXPECTED_ERROR
+            self.counters.failed += 1
+            self.embeddings.end(request, "error")
+            self._is_urgent = True
+
     def _build_batch(self) -> list[Chunk]:
         """The next chunks of the prompts, or the next token of every prefilled request; by slot, see Model.decode."""
-        prefilling = [request for request in self._by_age() if request.is_started and not request.is_prefilled]
-        decoding = [request for request in self.running.values() if request.is_prefilled]
-        self._is_prefill_step = bool(prefilling) and not (decoding and self._is_prefill_step)
-        self._n_prefill_steps += self._is_prefill_step
-        batch = self._prompt_chunks(prefilling) if self._is_prefill_step else [_next_token(each) for each in decoding]
+        if self._kind is StepKind.PREFILL:
+            self._n_prefill_steps += 1
+            batch = self._prompt_chunks(self._prefilling)
+        else:
+            batch = [_next_token(request) for request in self._decoding]
         return sorted(batch, key=lambda chunk: chunk.slot)
 
     def _prompt_chunks(self, by_age: Sequence[Request]) -> list[Chunk]:
@@ -314,7 +377,7 @@ class Engine:
             if chunks and (not is_last or n_tokens > share * n_affordable):
                 break
             if not is_last:
-                n_tokens -= n_tokens % min(CHUNK_ALIGNMENT, self.model.n_batch)
+                n_tokens = aligned(n_tokens, self.model.n_batch)
             assert request.slot is not None
             tokens = request.prompt[request.n_prefilled : request.n_prefilled + n_tokens]
             wants_logits = is_last and request.params.max_tokens != 0
@@ -329,13 +392,12 @@ class Engine:
         return chunks
 
     def _largest_chunk(self, request: Request) -> int:
-        """How many tokens of a prompt a step can take; never less than the smallest chunk."""
-        is_deep = request.n_prefilled >= DEEP_TOKENS
-        smallest = MIN_DEEP_CHUNK_TOKENS if is_deep else MIN_CHUNK_TOKENS
+        """How many tokens of a prompt a step can take."""
         speed = request._prefill_tokens_per_second
         if speed is None:
+            is_deep = request.n_prefilled >= DEEP_TOKENS
             speed = 0.0 if is_deep else self._prefill_tokens_per_second  # nothing is known of the speed at its depth
-        return max(smallest, int(speed * PREFILL_STEP_SECONDS))
+        return largest_chunk(request.n_prefilled, speed)
 
     def _by_age(self) -> list[Request]:
         return sorted(self.running.values(), key=lambda request: request.submitted_at)
@@ -348,7 +410,7 @@ class Engine:
         started = self._clock()
         with self._guard([self.running[chunk.slot] for chunk in batch]):
             indices = self.model.decode(batch)
-        if indices and self._is_prefill_step:
+        if indices and self._kind is StepKind.PREFILL:
             self._note_speed(batch, self._clock() - started)
         return indices
 

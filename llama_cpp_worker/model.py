@@ -30,6 +30,7 @@ from llama_cpp_worker.answer_grammar import SpecialTokens
 from llama_cpp_worker.chat_template import ChatTemplate, TemplateError
 from llama_cpp_worker.constraint import grammar_problem
 from llama_cpp_worker.devices import Placement, has_memory_pressure, physical_cores
+from llama_cpp_worker.embedder import Embedder, EmbeddingError
 from llama_cpp_worker.reasoning import MARKS
 from llama_cpp_worker.sampler import Sampler, Vocabulary, log_probabilities
 from llama_cpp_worker.sampling_params import SampledToken, SamplingParams, TokenLogprob
@@ -79,6 +80,7 @@ class Model:
 
     With `kv_unified` instead, attention would read the cells of all sequences.
     n_saved_bytes: memory to leave for saved sequences (see prefix_cache.py). kv_cache_type: one of KV_CACHE_TYPES.
+    embeddings: whether there is an `embedder`, else it is None.
     `fingerprint` and `changed_at` (seconds since 1970) describe the file at the time of loading.
     `fim_tokens` mark a text with a gap: the part before it, the part after it, the gap. Most models have none.
     Raises ModelLoadError.
@@ -94,6 +96,7 @@ class Model:
         n_threads: int = 0,
         n_saved_bytes: int = 0,
         kv_cache_type: str = "f16",
+        embeddings: bool = False,
     ) -> None:
         if not Path(path).is_file():
             raise ModelLoadError(f"There is no model file at '{path}': run package_llama.sh, or correct model_path.")
@@ -114,6 +117,7 @@ class Model:
 
         self.n_slots = n_slots
         self.n_saved_bytes = n_saved_bytes
+        self._n_caches = n_slots + embeddings
         cache_type, self._bytes_per_cached_value = KV_CACHE_TYPES[kv_cache_type]
         self.n_ctx_train: int = llama_cpp.llama_model_n_ctx_train(self._model)
         context_params = llama_cpp.llama_context_default_params()
@@ -133,6 +137,14 @@ class Model:
         self.n_outputs = min(max(n_slots, MIN_OUTPUTS), self.n_batch)
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._batch = llama_cpp.llama_batch_init(self.n_batch, 0, 1)
+        self.embedder: Embedder | None = None
+        if embeddings:
+            try:
+                self.embedder = Embedder(
+                    self._model, self.window, self.n_batch, context_params.n_threads, context_params.type_k
+                )
+            except EmbeddingError as error:
+                raise ModelLoadError(f"'{path}': {error}; set embeddings to false.") from error
         self._piece_buffer = ctypes.create_string_buffer(512)
 
         texts = [llama_cpp.llama_vocab_get_text(self._vocab, token) or b"" for token in range(self.n_vocab)]
@@ -166,6 +178,7 @@ class Model:
             "slots": self.n_slots,
             "threads": llama_cpp.llama_n_threads(self._context),
             "chat_template": "raw" if self.template.is_raw else "model",
+            "embedding_size": self.embedder.size if self.embedder else None,
             "layers": self.placement.n_layers,
             "devices": self.placement.describe(),
             "memory_bytes": self._main_memory(),
@@ -175,9 +188,13 @@ class Model:
     def set_threads(self, n_threads: int) -> None:
         """Sets the number of threads, from the next decode on."""
         llama_cpp.llama_set_n_threads(self._context, n_threads, n_threads)
+        if self.embedder:
+            self.embedder.set_threads(n_threads)
 
     def close(self) -> None:
         """Frees the memory; the model is unusable afterwards. (A worker need not call this before it ends.)"""
+        if self.embedder:
+            self.embedder.close()
         llama_cpp.llama_batch_free(self._batch)
         llama_cpp.llama_free(self._context)
         llama_cpp.llama_model_free(self._model)
@@ -385,6 +402,7 @@ class Model:
         return {
             "weights": int(llama_cpp.llama_model_size(self._model) * share),
             "kv_cache": int(kv_cache * share),
+            "embeddings": self.embedder.memory_bytes(self._cache_bytes_per_token() * share) if self.embedder else 0,
             "saved_sequences": self.n_saved_bytes,
         }
 
@@ -392,7 +410,7 @@ class Model:
         """Tokens per sequence: `n_ctx` (0: the model's own), or fewer if the KV caches would not fit the memory."""
         weights = llama_cpp.llama_model_size(self._model)
         budget = self.placement.cache_budget(weights, psutil.virtual_memory().available, self.n_saved_bytes)
-        fitting = int(budget / (self._cache_bytes_per_token() * self.n_slots)) // CELL_ALIGNMENT * CELL_ALIGNMENT
+        fitting = int(budget / (self._cache_bytes_per_token() * self._n_caches)) // CELL_ALIGNMENT * CELL_ALIGNMENT
         if fitting == 0:
             raise ModelLoadError(
                 f"The KV caches of {self.n_slots} sequences do not fit into the free memory "

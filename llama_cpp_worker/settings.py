@@ -22,6 +22,7 @@ class Settings:
     n_gpu_layers: int = -1
     n_threads: int = 0
     kv_cache_type: str = "f16"
+    embeddings: bool = False
 
     @classmethod
     def from_yaml(cls, config: Mapping[str, object] | None) -> Self:
@@ -38,7 +39,7 @@ class Settings:
                 known = ", ".join(defaults)
                 raise SettingsError(f"model-config.yaml: handler.{name} is unknown; the settings are {known}.")
             expected = type(defaults[name])
-            if not isinstance(value, expected) or isinstance(value, bool):
+            if type(value) is not expected:  # true is an int for isinstance
                 raise SettingsError(f"model-config.yaml: handler.{name} must be of type {expected.__name__}.")
             if isinstance(value, int) and value < (-1 if name == "n_gpu_layers" else 0):
                 raise SettingsError(f"model-config.yaml: handler.{name} must not be {value}.")

@@ -6,17 +6,8 @@ from typing import Any
 
 import pytest
 
-from llama_cpp_worker.engine import (
-    DEEP_TOKENS,
-    MIN_AWAITED_TOKENS,
-    MIN_CHUNK_TOKENS,
-    MIN_DEEP_CHUNK_TOKENS,
-    OLDEST_FIRST_EVERY,
-    PREFILL_STEP_SECONDS,
-    UNEXPECTED_ERROR,
-    Engine,
-    Request,
-)
+from llama_cpp_worker.chunk_size import DEEP_TOKENS, MIN_CHUNK_TOKENS, MIN_DEEP_CHUNK_TOKENS, PREFILL_STEP_SECONDS
+from llama_cpp_worker.engine import MIN_AWAITED_TOKENS, OLDEST_FIRST_EVERY, UNEXPECTED_ERROR, Engine, Request
 from llama_cpp_worker.model import Chunk, DecodeError
 from llama_cpp_worker.sampler import SamplingError
 from llama_cpp_worker.sampling_params import SamplingParams

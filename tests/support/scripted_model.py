@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from llama_cpp_worker.embedding_queue import EmbeddingModel
 from llama_cpp_worker.engine import Engine
 from llama_cpp_worker.model import Chunk, DecodeError
 from llama_cpp_worker.sampling_params import SampledToken, SamplingParams, TokenLogprob
@@ -45,6 +46,7 @@ class ScriptedModel:
         self.n_batch = n_batch
         self.n_outputs = min(max(n_slots, 64), n_batch)
         self.window = window
+        self.embedder: EmbeddingModel | None = None
         self.cache: dict[int, list[int]] = {slot: [] for slot in range(n_slots)}
         self.batches: list[list[Chunk]] = []
         self.samplers: list[ScriptedSampler] = []
@@ -62,7 +64,7 @@ class ScriptedModel:
     def clock(self) -> float:
         return self.seconds
 
-    def piece(self, token: int) -> bytes:
+    def piece(self, token: int, *, shows_control: bool = False) -> bytes:
         return b"" if token == END else bytes([token])
 
     def is_end(self, token: int) -> bool:

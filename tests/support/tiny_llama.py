@@ -22,8 +22,14 @@ N_EMBD, N_HEAD, N_FF, N_CTX = 32, 4, 64, 512
 _UINT32, _FLOAT32, _STRING, _ARRAY, _INT32 = 4, 6, 8, 9, 5  # enum gguf_metadata_value_type
 
 
-def write_tiny_llama(path: Path, seed: int = 1, more_controls: Sequence[str] = ()) -> Path:
-    """Returns `path`. more_controls: names of control tokens at the end of the vocabulary."""
+def write_tiny_llama(
+    path: Path, seed: int = 1, more_controls: Sequence[str] = (), pooling_type: int | None = None
+) -> Path:
+    """Returns `path`.
+
+    more_controls: names of control tokens at the end of the vocabulary. pooling_type: llama.cpp's number, for
+    embeddings; chat models have none.
+    """
     tokens = [("<unk>", UNKNOWN), ("<s>", CONTROL), ("</s>", CONTROL)]
     tokens += [(f"<0x{byte:02X}>", BYTE) for byte in range(256)] + [(word, NORMAL) for word in WORDS]
     tokens += [(name, CONTROL) for name in more_controls]
@@ -44,6 +50,8 @@ def write_tiny_llama(path: Path, seed: int = 1, more_controls: Sequence[str] = (
         _field("tokenizer.ggml.eos_token_id", _UINT32, struct.pack("<I", 2)),
         _field("tokenizer.chat_template", _STRING, _string(TEMPLATE)),
     ]
+    if pooling_type is not None:
+        fields.append(_field("llama.pooling_type", _UINT32, struct.pack("<I", pooling_type)))
     shapes = {
         "token_embd.weight": (len(names), N_EMBD),
         "output_norm.weight": (N_EMBD,),
