@@ -19,13 +19,13 @@ import psutil
 from ts.context import Context
 
 from llama_cpp_worker import torchserve_worker
+from llama_cpp_worker.api.errors import ApiError
+from llama_cpp_worker.api.reply import JSON_TYPE, Reply
+from llama_cpp_worker.api.routes import Api
 from llama_cpp_worker.devices import physical_cores
 from llama_cpp_worker.engine import UNEXPECTED_ERROR, Engine
 from llama_cpp_worker.metrics import EngineMetrics
 from llama_cpp_worker.model import Model
-from llama_cpp_worker.prompt import tokenize
-from llama_cpp_worker.reply import JSON_TYPE, Reply, models_body
-from llama_cpp_worker.request import ApiError, Route, find_route, parse_request
 from llama_cpp_worker.settings import Settings
 from llama_cpp_worker.timeout import Timeout
 from llama_cpp_worker.worker_number import claim_number
@@ -54,7 +54,6 @@ class LlamaCppHandler:
     def initialize(self, context: Context) -> None:
         """Loads the model. Raises SettingsError or ModelLoadError, which TorchServe reports as a failed load."""
         settings = Settings.from_yaml(context.model_yaml_config)
-        self._model_name = settings.model_name
         self._is_continuous = bool(context.model_yaml_config.get("continuousBatching"))
         self._shares_cores = not self._is_continuous and settings.n_threads == 0
         n_saved_bytes = int(psutil.virtual_memory().available * SAVED_SEQUENCES_SHARE)
@@ -69,6 +68,7 @@ class LlamaCppHandler:
             kv_cache_type=settings.kv_cache_type,
         )
         self._engine = Engine(self._model, n_saved_bytes)
+        self._api = Api(self._model, settings.model_name, "continuous" if self._is_continuous else "dynamic")
         # Every step runs in one thread: libgomp has a team of threads for each thread that calls llama.cpp.
         self._decoder = ThreadPoolExecutor(1, "decoder")
         self._step_ahead: Future[bool] | None = None
@@ -124,11 +124,10 @@ class LlamaCppHandler:
                 continue
             status = 200
             try:
-                route = find_route(torchserve_worker.requested_path(context, index))
-                body = self._start(request_id, route, data[index])
+                body = self._start(request_id, torchserve_worker.requested_path(context, index), data[index])
             except ApiError as error:
                 body, status = error.body(), error.status
-                logger.info("request %s refused with %d: %a", request_id, status, error.param or "path")
+                logger.info("request %s refused with %d: %a", request_id, status, error.logged_as)
             except Exception:  # a bug ends its own request, not the whole batch
                 body, status = ApiError(UNEXPECTED_ERROR, status=500).body(), 500
                 logger.exception("request %s failed", request_id)
@@ -138,17 +137,14 @@ class LlamaCppHandler:
                 context.set_response_content_type(index, JSON_TYPE)
         return answers
 
-    def _start(self, request_id: str, route: Route, fields: dict[str, object]) -> dict[str, object] | None:
-        """Submits a request to the engine, or returns the list of models. Raises ApiError."""
-        if route is Route.MODELS:
-            batching = {"batching": "continuous" if self._is_continuous else "dynamic"}
-            return models_body(self._model_name, int(self._model.changed_at), self._model.describe() | batching)
-        api_request = parse_request(route, fields)
-        prompt = tokenize(api_request, self._model)
-        reply = Reply(api_request, prompt, request_id, self._model_name, self._model.fingerprint)
-        for request in reply.requests:
+    def _start(self, request_id: str, path: str, fields: dict[str, object]) -> dict[str, object] | None:
+        """Submits a request to the engine, or returns an answer that needs no engine. Raises ApiError."""
+        answer = self._api.answer(path, fields, request_id)
+        if not isinstance(answer, Reply):
+            return answer
+        for request in answer.requests:
             self._engine.submit(request)
-        self._replies[request_id] = reply
+        self._replies[request_id] = answer
         self._metrics.report()  # before the first step: a drain counts the request from now on
         return None
 

@@ -1,39 +1,90 @@
-"""From a checked request to the tokens of its prompt: the checks that need the model's vocabulary and window.
+"""From a checked request to the tokens of its prompts, and the rules of its answer: what needs the model.
 
 Knows requests and a model. Knows nothing of TorchServe and the engine.
 """
 
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from llama_cpp_worker.answer import answer_rules
+from llama_cpp_worker.api.errors import refusal
+from llama_cpp_worker.api.request import GenerationRequest
 from llama_cpp_worker.chat_template import TemplateError
-from llama_cpp_worker.model import Model, PromptTooLong
-from llama_cpp_worker.request import ApiRequest, refusal
+from llama_cpp_worker.constraint import compile_constraint
+from llama_cpp_worker.model import InfillUnsupported, Model, PromptTooLong
+from llama_cpp_worker.output import OutputParser, PlainParser
+from llama_cpp_worker.sampling_params import InvalidParameter
 
 
-def tokenize(request: ApiRequest, model: Model) -> list[int]:
-    """The prompt's tokens: at least one, and fewer than the context window has. Raises ApiError."""
-    _check_vocabulary(request, model.n_vocab)
-    param = "prompt" if request.messages is None else "messages"
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The tokens of each prompt, its text and the bytes of its first token. `make_parser`: for one choice."""
+
+    prompts: list[list[int]]
+    texts: list[str]  # empty for a chat
+    first_pieces: list[bytes]
+    constraint: str | None
+    make_parser: Callable[[], OutputParser]
+
+
+def prepare(request: GenerationRequest, model: Model) -> Prepared:
+    """Each prompt has at least one token, and fewer than the context window has. Raises ApiError."""
+    _check_tokens("logit_bias", request.params.logit_bias, model.n_vocab)
+    if request.messages:
+        return _prepare_chat(request, model)
+    prompts, texts = [], []
+    for index, prompt in enumerate(request.prompts):
+        param = "prompt" if len(request.prompts) == 1 else f"prompt[{index}]"
+        tokens = _tokenize(prompt, request.suffix, model, param)
+        _check_length(tokens, model.window, param)
+        prompts.append(tokens)
+        texts.append(prompt if isinstance(prompt, str) else model.detokenize(prompt) if request.echo else "")
+    first_pieces = [model.piece(tokens[0], shows_control=True) for tokens in prompts]
+    return Prepared(prompts, texts, first_pieces, compile_constraint(request.params), PlainParser)
+
+
+def _prepare_chat(request: GenerationRequest, model: Model) -> Prepared:
+    definitions = request.tools.definitions() if request.tools is not None else []
     try:
-        if request.messages is not None:
-            tokens = model.tokenize_chat(request.messages)
-        elif isinstance(request.prompt, str):
-            tokens = model.tokenize_prompt(request.prompt)
-        else:
-            assert request.prompt is not None
-            tokens = request.prompt
+        rules = answer_rules(
+            model,
+            request.params,
+            request.messages,
+            request.tools,
+            shows_reasoning=request.reasoning_format == "none",
+            continues_answer=request.continues_answer,
+        )
+        tokens = model.tokenize_chat(request.messages, definitions, continues_answer=request.continues_answer)
+    except InvalidParameter as error:
+        raise refusal(error.name, error.problem) from error
+    except PromptTooLong as error:
+        raise refusal("messages", str(error), "context_length_exceeded") from error
+    except TemplateError as error:
+        raise refusal("messages", str(error)) from error
+    _check_length(tokens, model.window, "messages")
+    return Prepared([tokens], [""], [b""], rules.constraint, rules.make_parser)
+
+
+def _tokenize(prompt: str | list[int], suffix: str | None, model: Model, param: str) -> list[int]:
+    if not isinstance(prompt, str):
+        _check_tokens(param, prompt, model.n_vocab)
+        return prompt
+    try:
+        return model.tokenize_prompt(prompt) if suffix is None else model.tokenize_infill(prompt, suffix)
     except PromptTooLong as error:
         raise refusal(param, str(error), "context_length_exceeded") from error
-    except TemplateError as error:
-        raise refusal(param, str(error)) from error
+    except InfillUnsupported as error:
+        raise refusal("suffix", str(error)) from error
+
+
+def _check_length(tokens: Sequence[int], window: int, param: str) -> None:
     if not tokens:
         raise refusal(param, "has no tokens")
-    if len(tokens) >= model.window:
-        problem = f"{len(tokens):,} tokens do not fit, since the context window has {model.window:,} and "
+    if len(tokens) >= window:
+        problem = f"{len(tokens):,} tokens do not fit, since the context window has {window:,} and "
         raise refusal(param, problem + "the completion needs at least one", "context_length_exceeded")
-    return tokens
 
 
-def _check_vocabulary(request: ApiRequest, n_vocab: int) -> None:
-    prompt = request.prompt if isinstance(request.prompt, list) else []
-    for param, tokens in (("logit_bias", request.params.logit_bias), ("prompt", prompt)):
-        if max(tokens, default=0) >= n_vocab:
-            raise refusal(param, f"the model's tokens are 0 to {n_vocab - 1:,}")
+def _check_tokens(param: str, tokens: Iterable[int], n_vocab: int) -> None:
+    if max(tokens, default=0) >= n_vocab:
+        raise refusal(param, f"the model's tokens are 0 to {n_vocab - 1:,}")

@@ -18,7 +18,7 @@ import requests
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from llama_cpp_worker.request import WITHOUT_EFFECT
+from llama_cpp_worker.api.fields import HINTS, NEUTRAL
 from llama_cpp_worker.sampling_params import BOUNDS, PARAMETER_NAMES
 from tests.support.serving import wait_until
 from tests.support.wire import CHAT_PATH, MODEL_PATH, chat_body, engine_metrics, headers, post
@@ -120,7 +120,7 @@ anything = st.recursive(
     max_leaves=10,
 )
 NAMES = sorted(
-    {*PARAMETER_NAMES, *WITHOUT_EFFECT, "messages", "prompt", "model", "user", "stream", "stream_options", "n"}
+    {*PARAMETER_NAMES, *HINTS, *NEUTRAL, "messages", "prompt", "model", "user", "stream", "stream_options", "n"}
     | {"logprobs", "top_logprobs", "response_format", "echo", "max_completion_tokens"}
 )
 wrong_values = st.dictionaries(st.sampled_from([*NAMES, "surprise", ""]), anything, min_size=1, max_size=2)

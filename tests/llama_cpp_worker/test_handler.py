@@ -11,8 +11,8 @@ from ts.context import Context, RequestProcessor
 
 import llama_cpp_handler
 from llama_cpp_handler import LlamaCppHandler
+from llama_cpp_worker.api.reply import Reply
 from llama_cpp_worker.engine import UNEXPECTED_ERROR
-from llama_cpp_worker.reply import Reply
 from llama_cpp_worker.sampling_params import SamplingParams
 from tests.support.metric_cache import MetricCache
 from tests.support.scripted_model import ScriptedModel, ScriptedSampler

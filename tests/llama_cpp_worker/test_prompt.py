@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from llama_cpp_worker.api.errors import ApiError
+from llama_cpp_worker.api.fields import read_body
+from llama_cpp_worker.api.routes import FAMILIES
 from llama_cpp_worker.model import Model
-from llama_cpp_worker.prompt import tokenize
-from llama_cpp_worker.request import ApiError, Route, parse_request
+from llama_cpp_worker.prompt import prepare
 from tests.support.tiny_llama import write_tiny_llama
 
 
@@ -21,7 +23,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 
 
 def tokens_of(body: dict[str, Any], model: Model) -> list[int]:
-    return tokenize(parse_request(Route.PREDICT, {"body": body}), model)
+    (tokens,) = prepare(FAMILIES[""].parse(read_body({"body": body})), model).prompts
+    return tokens
 
 
 def test_a_prompt_may_be_a_text_tokens_or_messages(model: Model) -> None:

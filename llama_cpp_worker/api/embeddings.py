@@ -1,0 +1,151 @@
+"""OpenAI's embeddings: the request's fields, and the answer, which comes when the last text is computed.
+
+Not covered: fewer dimensions than the model has.
+"""
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from llama_cpp_worker.api.errors import ApiError, refusal
+from llama_cpp_worker.api.fields import Fields, encodable
+from llama_cpp_worker.api.reply import JSON_TYPE, Head
+from llama_cpp_worker.embedding_queue import EmbeddingRequest
+from llama_cpp_worker.model import Model, PromptTooLong
+from llama_cpp_worker.sampling_params import Bounds
+
+MAX_INPUTS = 2048  # as in OpenAI's API
+ENCODINGS = ("float", "base64")
+OFF = "embeddings are off: set `embeddings: true` under `handler` in model-config.yaml, and package the model again"
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingsInput:
+    """texts: texts or lists of tokens. dimensions: how many numbers the client expects of each embedding."""
+
+    texts: list[str | list[int]]
+    encoding: str = "float"
+    dimensions: int | None = None
+
+
+def parse(fields: Fields) -> EmbeddingsInput:
+    """Raises ApiError, which names the parameter."""
+    fields.check_names(("model", "input", "encoding_format", "dimensions"))
+    fields.text("model")
+    encoding = fields.text("encoding_format") or "float"
+    if encoding not in ENCODINGS:
+        raise refusal("encoding_format", f"must be {' or '.join(ENCODINGS)}")
+    dimensions = fields.number("dimensions", Bounds(int, 1, 2**31 - 1))
+    return EmbeddingsInput(_read_texts(fields.get("input")), encoding, dimensions)
+
+
+def answer(fields: Fields, model: Model, head: Head) -> "EmbeddingsReply":
+    """The reply to a request. Raises ApiError, also if the model has no embedder."""
+    if model.embedder is None:
+        raise ApiError(f"{OFF[0].upper()}{OFF[1:]}.", code="embeddings_off")
+    asked = parse(fields)
+    if asked.dimensions not in (None, model.embedder.size):
+        raise refusal("dimensions", f"this model's embeddings have {model.embedder.size:,} numbers; leave it out")
+    requests = [
+        EmbeddingRequest(_tokens(text, "input" if len(asked.texts) == 1 else f"input[{index}]", model))
+        for index, text in enumerate(asked.texts)
+    ]
+    return EmbeddingsReply(requests, asked.encoding, head)
+
+
+class EmbeddingsReply:
+    """The answer to one request for embeddings. `requests` are the engine's, one for each text.
+
+    It has the methods of Reply. `n_pieces` counts the pieces taken so far, empty ones included.
+    """
+
+    content_type = JSON_TYPE
+
+    def __init__(self, requests: Sequence[EmbeddingRequest], encoding: str, head: Head) -> None:
+        self.requests = list(requests)
+        self.n_pieces = 0
+        self._encoding = encoding
+        self._head = head
+        self._error: str | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        return self._failure is not None or all(request.is_finished for request in self.requests)
+
+    def next_piece(self) -> str:
+        """The whole answer, if all texts are computed; else nothing."""
+        self.n_pieces += 1
+        if self._failure:
+            return self.fail(self._failure)
+        return json.dumps(self._body()) if self.is_finished else ""
+
+    def fail(self, message: str) -> str:
+        """Ends the answer with an error."""
+        self._error = message
+        return json.dumps(ApiError(message, status=500).body())
+
+    @property
+    def _failure(self) -> str | None:
+        return self._error or next((request.error for request in self.requests if request.error), None)
+
+    def _body(self) -> dict[str, object]:
+        n_tokens = sum(len(request.tokens) for request in self.requests)
+        return {
+            "object": "list",
+            "model": self._head.model,
+            "data": [
+                {"object": "embedding", "index": index, "embedding": self._encoded(request.embedding or [])}
+                for index, request in enumerate(self.requests)
+            ],
+            "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
+        }
+
+    def _encoded(self, embedding: Sequence[float]) -> str | list[float]:
+        if self._encoding == "base64":
+            return base64.b64encode(np.asarray(embedding, "<f4").tobytes()).decode()
+        return list(embedding)
+
+
+def _tokens(text: str | list[int], place: str, model: Model) -> list[int]:
+    """1 to `window` tokens. Raises ApiError."""
+    assert model.embedder is not None
+    window = model.embedder.window
+    try:
+        tokens = model.tokenize_prompt(text) if isinstance(text, str) else text
+    except PromptTooLong as error:
+        raise refusal(place, str(error), "context_length_exceeded") from error
+    if max(tokens, default=0) >= model.n_vocab:
+        raise refusal(place, f"the model's tokens are 0 to {model.n_vocab - 1:,}")
+    if not tokens:
+        raise refusal(place, "has no tokens")
+    if len(tokens) > window:
+        problem = f"{len(tokens):,} tokens do not fit, since the context window has {window:,}"
+        raise refusal(place, problem, "context_length_exceeded")
+    return tokens
+
+
+def _read_texts(texts: object) -> list[str | list[int]]:
+    if texts is None:
+        raise refusal("input", "is missing; there is no text to embed")
+    if isinstance(texts, str) or (isinstance(texts, list) and _is_tokens(texts)):
+        return [_read_text(texts, "input")]
+    if not isinstance(texts, list) or not texts:
+        raise refusal("input", "must be a text that is not empty, the tokens of one, or a list of these")
+    if len(texts) > MAX_INPUTS:
+        raise refusal("input", f"at most {MAX_INPUTS:,} texts are possible in one request")
+    return [_read_text(text, f"input[{index}]") for index, text in enumerate(texts)]
+
+
+def _read_text(text: object, place: str) -> str | list[int]:
+    if isinstance(text, str) and text:
+        return encodable(text, place)
+    if isinstance(text, list) and _is_tokens(text):
+        return text
+    raise refusal(place, "must be a text that is not empty, or the tokens of one")
+
+
+def _is_tokens(text: list[object]) -> bool:
+    return bool(text) and all(type(token) is int and 0 <= token < 2**31 for token in text)

@@ -1,0 +1,52 @@
+"""The errors that the API answers. Knows no request."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from llama_cpp_worker.sampling_params import InvalidParameter
+
+T, Argument = TypeVar("T"), TypeVar("Argument")
+
+
+class ApiError(Exception):
+    """A request that is answered with an error object.
+
+    `param` is the name of the wrong parameter. `code` is OpenAI's word for some kinds of errors. A `param` that is not
+    a name of ours may be a part of a prompt, so only `logged_as` goes into the log.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        param: str | None = None,
+        status: int = 400,
+        code: str | None = None,
+        logged_as: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.param = param
+        self.status = status
+        self.code = code
+        self.logged_as = logged_as or param or code or "path"
+
+    def body(self) -> dict[str, object]:
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+
+def refusal(param: str, problem: str, code: str | None = None) -> ApiError:
+    return ApiError(f"{param}: {problem}.", param=param, code=code)
+
+
+def checked(check: Callable[[Argument], T], value: Argument) -> T:
+    """`check(value)`. Raises ApiError for InvalidParameter."""
+    try:
+        return check(value)
+    except InvalidParameter as error:
+        raise refusal(error.name, error.problem) from error
+
+
+def unknown(param: str) -> ApiError:
+    """The refusal of a name that this server does not know. The log does not contain it."""
+    problem = "this server does not know this parameter here"
+    return ApiError(f"{param[:40]}: {problem}.", param=param[:40], logged_as="an unknown parameter")

@@ -1,0 +1,220 @@
+"""The answer to one request that generates text: takes it from the engine, and hands it out piece by piece.
+
+Knows the engine's requests. A `Format` of the API family knows the shapes.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from llama_cpp_worker.api.request import GenerationRequest
+from llama_cpp_worker.api.usage import milliseconds, timings_of
+from llama_cpp_worker.engine import Request
+from llama_cpp_worker.output import Delta, OutputParser, Reasoning, Text, ToolCallArguments, ToolCallBegin
+from llama_cpp_worker.prompt import Prepared
+from llama_cpp_worker.sampling_params import SampledToken, SamplingParams
+
+JSON_TYPE = "application/json"
+EVENTS_TYPE = "text/event-stream"
+TEXT_TYPE = "text/plain; charset=utf-8"
+
+
+@dataclass(slots=True)
+class ToolCall:
+    id: str
+    name: str
+    arguments: str = ""
+
+
+@dataclass(slots=True)
+class Output:
+    """What one choice has generated so far, taken apart."""
+
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: list[ToolCall] = field(default_factory=list)
+
+    def add(self, delta: Delta) -> None:
+        match delta:
+            case Text():
+                self.text += delta.text
+            case Reasoning():
+                self.reasoning += delta.text
+            case ToolCallBegin():
+                self.tool_calls.append(ToolCall(delta.id, delta.name))
+            case ToolCallArguments():
+                self.tool_calls[delta.index].arguments += delta.text
+
+
+@dataclass(slots=True)
+class Choice:
+    """One choice of an answer. If the request wants an echo: the prompt's text, and the bytes of its first token."""
+
+    index: int
+    request: Request
+    parser: OutputParser
+    prompt_text: str = ""
+    first_piece: bytes = b""
+    output: Output = field(default_factory=Output)
+    has_begun: bool = False
+    is_ended: bool = False
+    n_prefilled: int | None = None  # as last reported
+
+    @property
+    def finish_reason(self) -> str | None:
+        """stop, length or tool_calls; None while it is generated."""
+        reason = self.request.finish_reason
+        return "tool_calls" if reason == "stop" and self.output.tool_calls else reason
+
+    def take(self) -> tuple[list[Delta], list[SampledToken]]:
+        """What is new since the last call."""
+        deltas = self.parser.push(self.request.take_text())
+        if self.request.is_finished and not self.is_ended:
+            deltas += self.parser.finish()
+        for delta in deltas:
+            self.output.add(delta)
+        return deltas, self.request.take_tokens()
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What every answer says about itself. created: seconds since 1970."""
+
+    request_id: str
+    model: str
+    fingerprint: str
+    created: int = field(default_factory=lambda: int(time.time()))
+
+
+class Format(Protocol):
+    """The shapes of the answers of one API family. Each method returns the text of events or of a body."""
+
+    content_type: str
+
+    def begin(self, choice: Choice) -> str: ...
+    def progress(self, choice: Choice, progress: dict[str, float]) -> str: ...
+    def update(
+        self, choice: Choice, deltas: Sequence[Delta], tokens: Sequence[SampledToken], timings: dict[str, object]
+    ) -> str: ...
+    def end_choice(self, choice: Choice, timings: dict[str, object]) -> str: ...
+    def end(self, choices: Sequence[Choice]) -> str: ...
+    def whole(self, choices: Sequence[Choice], tokens: Sequence[Sequence[SampledToken]]) -> str: ...
+    def failure(self, message: str) -> str: ...
+
+
+class Reply:
+    """The answer to one request of the API. `requests` are the engine's: `n` choices for each prompt, in order.
+
+    `n_pieces` counts the pieces taken so far, empty ones included.
+    """
+
+    def __init__(
+        self,
+        api_request: GenerationRequest,
+        prepared: Prepared,
+        make_format: Callable[[GenerationRequest, Head], Format],
+        head: Head,
+    ) -> None:
+        self.n_pieces = 0
+        self._api_request = api_request
+        self._format = make_format(api_request, head)
+        self._error: str | None = None
+        self._choices = []
+        prompt_logprobs = api_request.logprobs if api_request.echo else None
+        for prompt, text, first in zip(prepared.prompts, prepared.texts, prepared.first_pieces, strict=True):
+            for number in range(api_request.n):
+                request = Request(
+                    prompt,
+                    _params_of_choice(api_request.params, number),
+                    logprobs=api_request.logprobs,
+                    prompt_logprobs=prompt_logprobs,
+                    # Without their template, many instruct models end at once. A raw prompt should get some text.
+                    allows_empty=bool(api_request.messages),
+                    constraint=prepared.constraint,
+                )
+                choice = Choice(len(self._choices), request, prepared.make_parser())
+                if api_request.echo:
+                    choice.prompt_text, choice.first_piece = text, first
+                self._choices.append(choice)
+        self.requests = [choice.request for choice in self._choices]
+
+    @property
+    def content_type(self) -> str:
+        return self._format.content_type
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the next piece is the last one, or the last one has been taken."""
+        return self._failure is not None or all(request.is_finished for request in self.requests)
+
+    def next_piece(self) -> str:
+        """What can be sent now: the new events of a stream. An answer that is not streamed is one piece, at its end."""
+        self.n_pieces += 1
+        if self._api_request.stream:
+            events = "".join(self._new_events(choice) for choice in self._choices)
+            return events + self._end_of_stream()
+        if self._failure:
+            return self.fail(self._failure)
+        if not self.is_finished:
+            return ""
+        tokens = [choice.take()[1] for choice in self._choices]
+        return self._format.whole(self._choices, tokens)
+
+    def fail(self, message: str) -> str:
+        """Ends the answer with an error. The status may have been sent already, so the body reports it."""
+        self._error = message
+        return self._format.failure(message)
+
+    @property
+    def _failure(self) -> str | None:
+        return self._error or next((request.error for request in self.requests if request.error), None)
+
+    def _new_events(self, choice: Choice) -> str:
+        if choice.is_ended:
+            return ""
+        request = choice.request
+        events = ""
+        if not choice.has_begun:
+            choice.has_begun = True
+            events += self._format.begin(choice)
+        events += self._progress(choice)
+        deltas, tokens = choice.take()
+        if deltas or tokens:
+            timings: dict[str, object] = {}
+            if self._api_request.timings_per_token:
+                timings = {"timings": timings_of(self.requests)}
+            events += self._format.update(choice, deltas, tokens, timings)
+        if request.is_finished and not request.error:
+            choice.is_ended = True
+            is_last = all(other.is_ended for other in self._choices)
+            events += self._format.end_choice(choice, {"timings": timings_of(self.requests)} if is_last else {})
+        return events
+
+    def _progress(self, choice: Choice) -> str:
+        """An event that says how far the prompt is prefilled, if the client wants it and there is progress."""
+        request = choice.request
+        has_progress = request.is_started and choice.n_prefilled != request.n_prefilled
+        if not self._api_request.return_progress or not has_progress:
+            return ""
+        assert request.admitted_at is not None
+        choice.n_prefilled = request.n_prefilled
+        progress = {
+            "total": len(request.prompt),
+            "cache": request.n_cached,
+            "processed": request.n_prefilled,
+            "time_ms": milliseconds(time.monotonic() - request.admitted_at),
+        }
+        return self._format.progress(choice, progress)
+
+    def _end_of_stream(self) -> str:
+        if self._failure:
+            return self.fail(self._failure)
+        return self._format.end(self._choices) if self.is_finished else ""
+
+
+def _params_of_choice(params: SamplingParams, number: int) -> SamplingParams:
+    """Each choice of a prompt gets another seed, derived from the request's, so that the request can be repeated."""
+    if params.seed is None or number == 0:
+        return params
+    return replace(params, seed=(params.seed + number) % 2**63)
