@@ -71,7 +71,7 @@ class Request:
     allows_empty: bool = True  # whether the first token may end the completion
     constraint: str | None = None  # a grammar for llguidance; None: the one that `params` ask for
     slot: int | None = None
-    is_started: bool = False  # whether the prefill has started
+    is_started: bool = False  # whether it knows its reusable prefix, so that the rest of its prompt can be prefilled
     n_cached: int = 0  # prompt tokens that were reused from the prefix cache
     n_prefilled: int = 0  # prompt tokens in the KV cache, reused ones included
     prompt_tokens: list[SampledToken] = field(default_factory=list)  # as far as prefilled, if `prompt_logprobs`
@@ -80,8 +80,8 @@ class Request:
     error: str | None = None
     submitted_at: float = 0.0
     admitted_at: float | None = None  # when it got its slot
-    prefix_assigned_at: float | None = None  # when it knew which prefix to reuse
-    started_at: float | None = None  # when its first chunk was prefilled
+    prefix_assigned_at: float | None = None  # when `is_started` became true
+    first_chunk_at: float | None = None  # when the step with its first chunk began
     first_token_at: float | None = None
     finished_at: float | None = None
     _prefill_tokens_per_second: float | None = None  # in its last chunk
@@ -382,8 +382,8 @@ class Engine:
             tokens = request.prompt[request.n_prefilled : request.n_prefilled + n_tokens]
             wants_logits = is_last and request.params.max_tokens != 0
             chunks.append(Chunk(request.slot, request.n_prefilled, tokens, wants_logits, wants_all_logits))
-            if request.started_at is None:
-                request.started_at = self._clock()
+            if request.first_chunk_at is None:
+                request.first_chunk_at = self._clock()
             share -= n_tokens / n_affordable
             room -= n_tokens
             outputs -= n_tokens if wants_all_logits else 1

@@ -21,7 +21,7 @@ PREFILL_TOKENS_WAITING = "llamacpp_prefill_tokens_waiting"
 WORKER_ID = "llamacpp_worker_id"
 GAUGES: dict[str, Callable[[Engine], int]] = {
     SLOTS_BUSY: lambda engine: len(engine.running),
-    REQUESTS_WAITING: lambda engine: len(engine.waiting),
+    REQUESTS_WAITING: lambda engine: engine.n_waiting,
     PREFILL_TOKENS_WAITING: lambda engine: sum(
         request.n_to_prefill for request in (*engine.waiting, *engine.running.values())
     ),
@@ -121,7 +121,7 @@ class EngineMetrics:
     def _add_waits(self, request: Request) -> None:
         """Counts how long a request has waited for each reason. The next report has the sums."""
         begin = request.submitted_at
-        ends = (request.admitted_at, request.prefix_assigned_at, request.started_at)
+        ends = (request.admitted_at, request.prefix_assigned_at, request.first_chunk_at)
         for reason, moment in zip(self._wait_seconds, ends, strict=True):
             end = request.finished_at if moment is None else moment
             if end is None:

@@ -30,7 +30,7 @@ def sums(cache: MetricCache, counter: str) -> dict[str, float]:
 
 
 def moments(request: Request) -> list[float]:
-    times = (request.submitted_at, request.admitted_at, request.prefix_assigned_at, request.started_at)
+    times = (request.submitted_at, request.admitted_at, request.prefix_assigned_at, request.first_chunk_at)
     return [time for time in times if time is not None]
 
 
@@ -135,7 +135,7 @@ def test_the_wait_of_an_ended_request_is_counted_by_reason(engine: Engine) -> No
     cache = MetricCache()
     metrics = metrics_of(engine, cache)
     served, left = new_request(), new_request()
-    served.admitted_at, served.prefix_assigned_at, served.started_at = 2.0, 5.0, 9.0
+    served.admitted_at, served.prefix_assigned_at, served.first_chunk_at = 2.0, 5.0, 9.0
     left.submitted_at, left.admitted_at, left.finished_at = 10.0, 11.0, 31.0
     metrics.observe(served)
     metrics.observe(left)  # it waited for a prefix to its end
