@@ -53,7 +53,8 @@ class TorchServe:
         return self._is_known(keys)
 
     def _is_known(self, keys: Iterable[str]) -> bool:
-        return any(secrets.compare_digest(key.encode(), (self._key or " ").encode()) for key in keys)
+        known = self._key
+        return known is not None and any(secrets.compare_digest(key.encode(), known.encode()) for key in keys)
 
     async def problem(self) -> str:
         """Why no text can be generated now, as a sentence; "" if it can."""

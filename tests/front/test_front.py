@@ -95,7 +95,7 @@ def test_another_content_type_is_refused_by_name(front: Front) -> None:
     assert not front.upstream.received
 
 
-# Sizes and compression
+# Bodies that are refused
 
 
 def chunks(size: int) -> list[bytes]:
@@ -108,36 +108,16 @@ def test_a_body_may_have_max_request_size_and_not_a_byte_more(front: Front, is_c
         body = chunks(size)
         response = front.client.post(CHAT, content=iter(body) if is_chunked else body[0])
         assert response.status_code == status
-    assert "max_request_size in config.properties, 1,000 bytes" in openai_error(response)["message"]
+    assert "max_request_size of config.properties, 1,000 bytes" in openai_error(response)["message"]
     (received,) = front.upstream.received
     assert len(received.body) == MAX_BODY
 
 
-def test_a_gzip_body_is_decompressed(front: Front) -> None:
-    headers = {"Content-Encoding": "gzip", "Content-Type": JSON}
-    assert front.client.post(CHAT, content=gzip.compress(BODY), headers=headers).status_code == 200
-    (received,) = front.upstream.received
-    assert received.body == BODY
-    assert "Content-Encoding" not in received.headers
-
-
-@pytest.mark.parametrize(
-    ("encoding", "body", "status"),
-    [
-        pytest.param("gzip", gzip.compress(b" " * (MAX_BODY + 1)), 413, id="too large when decompressed"),
-        pytest.param("gzip", gzip.compress(b" " * 500_000), 413, id="bomb"),
-        pytest.param("gzip", gzip.compress(BODY)[:-4], 400, id="cut"),
-        pytest.param("gzip", gzip.compress(BODY) + b"more", 400, id="more"),
-        pytest.param("gzip", BODY, 400, id="no gzip"),
-        pytest.param("gzip", b"", 400, id="empty"),
-        pytest.param("br", BODY, 415, id="another encoding"),
-        pytest.param("gzip, gzip", BODY, 415, id="twice"),
-    ],
-)
-def test_a_wrong_encoding_is_refused_in_words(front: Front, encoding: str, body: bytes, status: int) -> None:
-    response = front.client.post(CHAT, content=body, headers={"Content-Encoding": encoding})
-    assert response.status_code == status
-    assert openai_error(response)["type"] == "invalid_request_error"
+@pytest.mark.parametrize("encoding", ["gzip", "br", "identity, gzip"])
+def test_a_compressed_body_is_refused_in_words(front: Front, encoding: str) -> None:
+    response = front.client.post(CHAT, content=gzip.compress(BODY), headers={"Content-Encoding": encoding})
+    assert response.status_code == 415
+    assert openai_error(response)["message"].startswith("Content-Encoding: this server takes no compressed bodies")
     assert not front.upstream.received
 
 
