@@ -91,7 +91,7 @@ class ChatFormat(OpenAIFormat):
         return self.event(_chunk(choice, {}, choice.finish_reason), **timings)
 
     def whole(self, choices: Sequence[Choice], tokens: Sequence[Sequence[SampledToken]]) -> str:
-        objects = [
+        objects: list[dict[str, object]] = [
             {
                 "index": choice.index,
                 "message": _message(choice),

@@ -5,7 +5,8 @@ from typing import TypeVar
 
 from llama_cpp_worker.sampling_params import InvalidParameter
 
-T, Argument = TypeVar("T"), TypeVar("Argument")
+T = TypeVar("T")
+Argument = TypeVar("Argument")
 
 
 class ApiError(Exception):

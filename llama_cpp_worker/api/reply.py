@@ -120,7 +120,7 @@ class Reply:
         self._api_request = api_request
         self._format = make_format(api_request, head)
         self._error: str | None = None
-        self._choices = []
+        self._choices: list[Choice] = []
         prompt_logprobs = api_request.logprobs if api_request.echo else None
         for prompt, text, first in zip(prepared.prompts, prepared.texts, prepared.first_pieces, strict=True):
             for number in range(api_request.n):

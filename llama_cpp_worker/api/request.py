@@ -5,7 +5,7 @@ Knows the names of OpenAI's API. Knows nothing of TorchServe, llama.cpp and the 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 from llama_cpp_worker.api.errors import ApiError
 from llama_cpp_worker.api.fields import Fields
@@ -82,12 +82,25 @@ def read_params(fields: Fields, fewest_tokens: int = 1) -> SamplingParams:
     return params
 
 
-def read_stream(fields: Fields) -> dict[str, bool]:
-    """The parameters of a stream, by their names in GenerationRequest. Raises ApiError."""
-    stream = fields.flag("stream")
-    flags = {name: fields.flag(name) for name in ("return_progress", "timings_per_token")}
+class StreamFlags(TypedDict):
+    """The fields of GenerationRequest that belong to a stream."""
+
+    stream: bool
+    include_usage: bool
+    return_progress: bool
+    timings_per_token: bool
+
+
+def read_stream(fields: Fields) -> StreamFlags:
+    """The parameters of a stream. Raises ApiError."""
     options = fields.object("stream_options", ("include_usage", "include_obfuscation", "continuous_usage_stats"))
-    for name in (*(name for name, value in flags.items() if value), *(["stream_options"] if options.values else [])):
-        if not stream:
+    flags = StreamFlags(
+        stream=fields.flag("stream"),
+        include_usage=options.flag("include_usage"),
+        return_progress=fields.flag("return_progress"),
+        timings_per_token=fields.flag("timings_per_token"),
+    )
+    for name in ("stream_options", "return_progress", "timings_per_token"):
+        if fields.get(name) and not flags["stream"]:
             raise fields.refusal(name, "is only possible with stream: true")
-    return {"stream": stream, "include_usage": options.flag("include_usage"), **flags}
+    return flags

@@ -22,11 +22,11 @@ PLAIN, COMPLETIONS, CHAT = "", "v1/completions", "v1/chat/completions"
 
 def make_reply(path: str, body: dict[str, Any]) -> Reply:
     family = FAMILIES[path]
-    request = family.parse(read_body({"body": body}))
-    texts = [str(prompt) for prompt in request.prompts] or [""]
+    api_request = family.parse(read_body({"body": body}))
+    texts = [str(prompt) for prompt in api_request.prompts] or [""]
     prompts = [list(PROMPT) for _ in texts]
     reply = Reply(
-        request,
+        api_request,
         Prepared(prompts, texts, [b"" for _ in texts], None, PlainParser),
         family.make_format,
         Head("id-1", "tiny", "fp_1"),
