@@ -10,14 +10,17 @@ unless the schema mentions them or combines schemas. Numbers with bounds stay wi
 `anyOf`.
 """
 
+import json
 import math
 from collections.abc import Callable
 from decimal import Decimal
+from itertools import permutations
 from urllib.parse import unquote
 
 MAX_SUBSCHEMAS = 2000
 MAX_DEPTH = 60  # each one adds up to two levels of JSON, and llguidance parses 128
 LARGEST = 2**53 - 1  # beyond it, many readers of JSON round integers
+MAX_UNIQUE_VALUES = 5  # of uniqueItems: 326 arrays
 MAX_MULTIPLE = 10_000  # of multipleOf without its decimal point; the time of llguidance grows with it
 
 Schema = dict[str, object]
@@ -176,8 +179,8 @@ class PreparedSchema:
 
     def _translate(self, schema: Schema, place: str) -> None:
         """Changes a schema of this or another dialect into what llguidance knows."""
-        if schema.get("uniqueItems") is False:
-            del schema["uniqueItems"]
+        if "uniqueItems" in schema:
+            self._translate_unique_items(schema, place)
         if isinstance(pattern := schema.get("pattern"), str) and pattern in PATTERNS:
             schema["pattern"] = PATTERNS[pattern]
         form = schema.get("format")
@@ -201,6 +204,24 @@ class PreparedSchema:
                 raise SchemaError(f"{place}.multipleOf", f"is supported up to {MAX_MULTIPLE:,}")
         if "propertyNames" in schema:
             self._translate_property_names(schema, place)
+
+    def _translate_unique_items(self, schema: Schema, place: str) -> None:
+        """Lists every array of different values, if there are few values. Otherwise uniqueItems is refused."""
+        items = schema.get("items")
+        if isinstance(items, dict) and "$ref" in items:
+            items = self._resolve(items["$ref"], f"{place}.items")
+        known = {name: value for name, value in items.items() if name not in REMARKS} if isinstance(items, dict) else {}
+        fewest, most = schema.get("minItems", 0), schema.get("maxItems", MAX_UNIQUE_VALUES)
+        if schema["uniqueItems"] is False or most in (0, 1):
+            del schema["uniqueItems"]
+        elif isinstance(values := known.get("enum"), list) and known.keys() <= {"enum", "type"}:
+            different = list({json.dumps(value): value for value in values}.values())
+            is_simple = schema.keys() <= {"type", "items", "uniqueItems", "minItems", "maxItems"}
+            has_counts = isinstance(fewest, int) and isinstance(most, int)
+            if is_simple and has_counts and schema.get("type") == "array" and len(different) <= MAX_UNIQUE_VALUES:
+                counts = range(max(0, fewest), min(most, len(different)) + 1)
+                schema.clear()
+                schema["enum"] = [list(array) for count in counts for array in permutations(different, count)]
 
     def _translate_property_names(self, schema: Schema, place: str) -> None:
         names = schema["propertyNames"]
