@@ -32,10 +32,14 @@ class TextAssembler:
         self._pending_text = ""
         self._n_released = 0  # characters
         self._pending_tokens: deque[_PendingToken] = deque()
-        self.is_stopped = False
+        self.stop_string: str | None = None  # the one that ended the text
+
+    @property
+    def is_stopped(self) -> bool:
+        return self.stop_string is not None
 
     def push(self, piece: bytes, token: SampledToken | None = None) -> str:
-        """Adds a token's bytes and returns the text that is certain now. Sets `is_stopped` at a stop string.
+        """Adds a token's bytes and returns the text that is certain now. Sets `stop_string` at a stop string.
 
         `take_tokens` returns `token` after `push` or `finish` has returned all of the token's text.
         """
@@ -44,10 +48,12 @@ class TextAssembler:
             is_mid_character = bool(self._decoder.getstate()[0])
             text_end = self._n_released + len(self._pending_text) + is_mid_character
             self._pending_tokens.append(_PendingToken(token, text_end))
-        found = [(start + len(stop), start) for stop in self._stop if (start := self._pending_text.find(stop)) >= 0]
+        found = [
+            (start + len(stop), start, stop) for stop in self._stop if (start := self._pending_text.find(stop)) >= 0
+        ]
         if found:
-            self.is_stopped = True
-            _, start = min(found)  # the stop string that ends first: the result does not depend on the pieces
+            # The stop string that ends first: the result does not depend on the pieces.
+            _, start, self.stop_string = min(found)
             return self._release(start, drop_rest=True)
         undecided = max((_overlap(self._pending_text, stop) for stop in self._stop), default=0)
         return self._release(len(self._pending_text) - undecided)

@@ -44,6 +44,7 @@ def test_a_stop_string_cuts_at_one_place_for_any_split(text: str, stop: list[str
         if assembler.is_stopped:
             break
     assert assembler.is_stopped == bool(ends)
+    assert assembler.stop_string == (max(first_complete, key=len) if ends else None)
     assert released + assembler.finish() == expected
 
 
