@@ -139,9 +139,9 @@ def _arguments(text: str) -> dict[str, object]:
     return arguments if isinstance(arguments, dict) else {}
 
 
-def _event(name: str, **values: object) -> str:
-    return _data(name, {"type": name, **values})
+def _event(kind: str, **values: object) -> str:
+    return _data(kind, {"type": kind, **values})
 
 
-def _data(name: str, event: dict[str, object]) -> str:
-    return f"event: {name}\ndata: {json.dumps(event)}\n\n"
+def _data(kind: str, event: dict[str, object]) -> str:
+    return f"event: {kind}\ndata: {json.dumps(event)}\n\n"

@@ -144,17 +144,17 @@ class ResponsesFormat:
 
     # --- the events
 
-    def _part_event(self, name: str, **values: object) -> str:
-        return self._item_event(name, content_index=0, **values)
+    def _part_event(self, kind: str, **values: object) -> str:
+        return self._item_event(kind, content_index=0, **values)
 
-    def _item_event(self, name: str, **values: object) -> str:
+    def _item_event(self, kind: str, **values: object) -> str:
         item = self._items[-1]
-        return self._event(f"response.{name}", item_id=item["id"], output_index=len(self._items) - 1, **values)
+        return self._event(f"response.{kind}", item_id=item["id"], output_index=len(self._items) - 1, **values)
 
-    def _event(self, name: str, **values: object) -> str:
-        event = {"type": name, "sequence_number": self._n_events, **values}
+    def _event(self, kind: str, **values: object) -> str:
+        event = {"type": kind, "sequence_number": self._n_events, **values}
         self._n_events += 1
-        return f"event: {name}\ndata: {json.dumps(event)}\n\n"
+        return f"event: {kind}\ndata: {json.dumps(event)}\n\n"
 
     def _response(self, status: str, request: Request | None = None) -> dict[str, object]:
         """OpenAI's response object, with the usage of `request` if it has ended."""
