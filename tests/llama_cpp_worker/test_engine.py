@@ -1,5 +1,6 @@
 """The engine's schedule with a scripted model: fast, and every token is known."""
 
+import itertools
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +8,14 @@ from typing import Any
 import pytest
 
 from llama_cpp_worker.chunk_size import DEEP_TOKENS, MIN_CHUNK_TOKENS, MIN_DEEP_CHUNK_TOKENS, PREFILL_STEP_SECONDS
-from llama_cpp_worker.engine import MIN_AWAITED_TOKENS, OLDEST_FIRST_EVERY, UNEXPECTED_ERROR, Engine, Request
+from llama_cpp_worker.engine import (
+    DECODE_SHARE,
+    MIN_AWAITED_TOKENS,
+    OLDEST_FIRST_EVERY,
+    UNEXPECTED_ERROR,
+    Engine,
+    Request,
+)
 from llama_cpp_worker.model import Chunk, DecodeError
 from llama_cpp_worker.sampler import SamplingError
 from llama_cpp_worker.sampling_params import SamplingParams
@@ -239,13 +247,14 @@ def test_a_long_prompt_delays_other_answers_for_a_bounded_time(pace: float) -> N
     model = SlowAtDepth(n_slots=2, n_batch=512, window=6000)
     model.pace = pace
     engine = Engine(model, clock=model.clock)
-    decoding = make_request("hello>", max_tokens=500)
-    model._script = b"a" * 1000
+    decoding = make_request("hello>", max_tokens=5000)
+    model._script = b"a" * 5000
     engine.submit(decoding)
     engine.step()
-    engine.submit(make_request(">" + "x" * 3000))
+    long = make_request(">" + "x" * 3000)
+    engine.submit(long)
     longest = 0.0
-    while not decoding.is_finished and len(model.batches) < 200:
+    while not long.is_prefilled:
         before = model.seconds
         engine.step()
         longest = max(longest, model.seconds - before)
@@ -254,6 +263,47 @@ def test_a_long_prompt_delays_other_answers_for_a_bounded_time(pace: float) -> N
     smallest_step = MIN_DEEP_CHUNK_TOKENS * (0.001 + pace * 0.001 * 3) + pace * 0.01
     assert longest <= max(1.5 * PREFILL_STEP_SECONDS, smallest_step)
     assert all(len(chunk.tokens) >= MIN_CHUNK_TOKENS for chunk in chunks if not chunk.wants_logits)
+
+
+@pytest.mark.parametrize("n_batch", [64, 512])
+@pytest.mark.parametrize("pace", [1.0, 20.0])
+def test_answers_get_a_quarter_of_the_time_beside_a_long_prompt_and_no_more(pace: float, n_batch: int) -> None:
+    model = SlowAtDepth(n_slots=4, n_batch=n_batch, window=6000)
+    model.pace = pace
+    engine = Engine(model, clock=model.clock)
+    answers = [Request([number] * 5, SamplingParams(max_tokens=3000, ignore_eos=True)) for number in range(3)]
+    for request in answers:
+        engine.submit(request)
+    engine.step()
+    engine.step()
+    long = Request([9] * 5000, SamplingParams(max_tokens=1))
+    engine.submit(long)
+    steps: list[tuple[bool, float]] = []  # whether it decoded, and its time
+    while not long.is_finished:
+        before, n_tokens = model.seconds, len(answers[0].completion)
+        engine.step()
+        steps.append((len(answers[0].completion) > n_tokens, model.seconds - before))
+    longest_decode = max(seconds for is_decode, seconds in steps if is_decode)
+    groups = [list(group) for _, group in itertools.groupby(steps, key=lambda step: step[0])]
+    assert all(len(group) == 1 for group in groups if not group[0][0]), "two prefill steps in a row"
+    prefills = [group[0][1] for group in groups if not group[0][0]]
+    decodes = [sum(seconds for _, seconds in group) for group in groups if group[0][0]]
+    for prefill, decode in zip(prefills, decodes, strict=False):
+        assert DECODE_SHARE * prefill - 1e-9 <= decode <= DECODE_SHARE * prefill + longest_decode + 1e-9
+    assert sum(decodes) >= 0.24 * sum(seconds for _, seconds in steps[:-1])
+
+
+def test_whole_prompts_wait_for_one_decode_step_each() -> None:
+    model = SlowAtDepth(n_slots=6, n_batch=512, window=1000)
+    engine = Engine(model, clock=model.clock)
+    for number in range(6):
+        engine.submit(Request([number] * 150, SamplingParams(max_tokens=100, ignore_eos=True)))
+    kinds = []
+    while engine.n_decoding < 6:
+        engine.step()
+        kinds.append("prefill" if any(len(chunk.tokens) > 1 for chunk in model.batches[-1]) else "decode")
+    assert "decode decode" not in " ".join(kinds)
+    assert kinds.count("prefill") >= 3
 
 
 def test_chunks_stay_as_large_as_the_kernels_need_on_a_busy_machine() -> None:
@@ -522,12 +572,13 @@ def test_the_prefix_of_a_prompt_with_log_probabilities_can_be_reused_by_others()
 def test_a_prompt_with_log_probabilities_delays_other_answers_for_one_small_chunk() -> None:
     model = ScriptedModel(n_slots=2, n_batch=512, window=4000)
     engine = Engine(model, clock=model.clock)
-    decoding = Request(list(b"hello"), SamplingParams(max_tokens=1000, ignore_eos=True))
+    decoding = Request(list(b"hello"), SamplingParams(max_tokens=3000, ignore_eos=True))
     engine.submit(decoding)
     engine.step()
-    engine.submit(Request(list(b"x" * 3000), SamplingParams(max_tokens=0), prompt_logprobs=1))
+    scored = Request(list(b"x" * 3000), SamplingParams(max_tokens=0), prompt_logprobs=1)
+    engine.submit(scored)
     sizes, earlier = [], len(decoding.completion)
-    while engine.n_decoding == 0:
+    while not scored.is_finished:
         engine.step()
         sizes.append(sum(len(chunk.tokens) for chunk in model.batches[-1]))
     assert max(sizes) == model.n_outputs
