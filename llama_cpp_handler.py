@@ -19,11 +19,12 @@ import psutil
 from ts.context import Context
 
 from llama_cpp_worker import torchserve_worker
+from llama_cpp_worker.api.embeddings import EmbeddingsReply
 from llama_cpp_worker.api.errors import ApiError
 from llama_cpp_worker.api.reply import JSON_TYPE, Reply
-from llama_cpp_worker.api.routes import Api
+from llama_cpp_worker.api.routes import Api, error_body
 from llama_cpp_worker.devices import physical_cores
-from llama_cpp_worker.engine import UNEXPECTED_ERROR, Engine
+from llama_cpp_worker.engine import UNEXPECTED_ERROR, Engine, Request
 from llama_cpp_worker.metrics import EngineMetrics
 from llama_cpp_worker.model import Model
 from llama_cpp_worker.settings import Settings
@@ -32,8 +33,8 @@ from llama_cpp_worker.worker_number import claim_number
 
 logger = logging.getLogger(__name__)
 
-# TorchServe needs 2.5 ms between two slices (2 cores, one client), and nothing is computed meanwhile: 3 % of a slice. To
-# return after every token would cost a third. 12 updates a second are faster than people read. The engine returns
+# TorchServe needs 2.5 ms between two slices (2 cores, one client), and nothing is computed meanwhile: 3 % of a slice.
+# To return after every token would cost a third. 12 updates a second are faster than people read. The engine returns
 # earlier at a first token and at an end; on a slow model, a slice is a single step.
 SLICE_SECONDS = 0.08
 
@@ -66,13 +67,14 @@ class LlamaCppHandler:
             n_threads=settings.n_threads,
             n_saved_bytes=n_saved_bytes,
             kv_cache_type=settings.kv_cache_type,
+            embeddings=settings.embeddings,
         )
         self._engine = Engine(self._model, n_saved_bytes)
         self._api = Api(self._model, settings.model_name, "continuous" if self._is_continuous else "dynamic")
         # Every step runs in one thread: libgomp has a team of threads for each thread that calls llama.cpp.
         self._decoder = ThreadPoolExecutor(1, "decoder")
         self._step_ahead: Future[bool] | None = None
-        self._replies: dict[str, Reply] = {}  # the open ones, by TorchServe's request id
+        self._replies: dict[str, Reply | EmbeddingsReply] = {}  # the open ones, by TorchServe's request id
         worker_id = torchserve_worker.worker_id()
         number = claim_number(worker_id)
         self._metrics = EngineMetrics(self._engine, context.metrics, context.model_name, worker_id, number)
@@ -122,14 +124,14 @@ class LlamaCppHandler:
         for index, request_id in context.request_ids.items():
             if request_id in self._replies:
                 continue
-            status = 200
+            path, status = torchserve_worker.requested_path(context, index), 200
             try:
-                body = self._start(request_id, torchserve_worker.requested_path(context, index), data[index])
+                body = self._start(request_id, path, data[index])
             except ApiError as error:
-                body, status = error.body(), error.status
+                body, status = error_body(path, error), error.status
                 logger.info("request %s refused with %d: %a", request_id, status, error.logged_as)
             except Exception:  # a bug ends its own request, not the whole batch
-                body, status = ApiError(UNEXPECTED_ERROR, status=500).body(), 500
+                body, status = error_body(path, ApiError(UNEXPECTED_ERROR, status=500)), 500
                 logger.exception("request %s failed", request_id)
             if body is not None:
                 answers[index] = json.dumps(body)
@@ -140,7 +142,7 @@ class LlamaCppHandler:
     def _start(self, request_id: str, path: str, fields: dict[str, object]) -> dict[str, object] | None:
         """Submits a request to the engine, or returns an answer that needs no engine. Raises ApiError."""
         answer = self._api.answer(path, fields, request_id)
-        if not isinstance(answer, Reply):
+        if isinstance(answer, dict):
             return answer
         for request in answer.requests:
             self._engine.submit(request)
@@ -176,16 +178,9 @@ class LlamaCppHandler:
 
     def _close(self, request_id: str) -> None:
         """Forgets a reply and cancels its unfinished requests."""
-        requests = self._replies.pop(request_id).requests
-        for request in requests:
+        reply = self._replies.pop(request_id)
+        for request in reply.requests:
             self._engine.cancel(request)
-            self._metrics.observe(request)
-        logger.info(
-            "request %s: %d prompt tokens, %d cached, %d completion tokens, %.2f s, %s",
-            request_id,
-            len(requests[0].prompt),
-            min(request.n_cached for request in requests),
-            sum(len(request.completion) for request in requests),
-            max((request.finished_at or 0.0) - request.submitted_at for request in requests),
-            ", ".join(str(request.finish_reason) for request in requests),
-        )
+            if isinstance(request, Request):
+                self._metrics.observe(request)
+        logger.info("request %s: %s", request_id, reply.summary())

@@ -87,6 +87,13 @@ class EmbeddingsReply:
         self._error = message
         return json.dumps(ApiError(message, status=500).body())
 
+    def summary(self) -> str:
+        """Counts, seconds and ends of the answer, for the log."""
+        n_tokens = sum(len(request.tokens) for request in self.requests)
+        seconds = max((request.finished_at or request.submitted_at) - request.submitted_at for request in self.requests)
+        ends = ", ".join(sorted({str(request.finish_reason) for request in self.requests}))
+        return f"{len(self.requests)} embeddings of {n_tokens} tokens, {seconds:.2f} s, {ends}"
+
     @property
     def _failure(self) -> str | None:
         return self._error or next((request.error for request in self.requests if request.error), None)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from llama_cpp_worker.api.request import GenerationRequest
-from llama_cpp_worker.api.usage import milliseconds, timings_of
+from llama_cpp_worker.api.usage import milliseconds, timings_of, token_counts
 from llama_cpp_worker.engine import Request
 from llama_cpp_worker.output import Delta, OutputParser, Reasoning, Text, ToolCallArguments, ToolCallBegin
 from llama_cpp_worker.prompt import Prepared
@@ -165,6 +165,13 @@ class Reply:
         """Ends the answer with an error. The status may have been sent already, so the body reports it."""
         self._error = message
         return self._format.failure(message)
+
+    def summary(self) -> str:
+        """Counts, seconds and ends of the answer, for the log."""
+        n_prompt, n_cached, n_completion = token_counts(self.requests)
+        seconds = max((request.finished_at or request.submitted_at) - request.submitted_at for request in self.requests)
+        ends = ", ".join(str(request.finish_reason) for request in self.requests)
+        return f"{n_prompt} prompt tokens, {n_cached} cached, {n_completion} completion tokens, {seconds:.2f} s, {ends}"
 
     @property
     def _failure(self) -> str | None:

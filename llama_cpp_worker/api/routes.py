@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from llama_cpp_worker.api import anthropic, chat, completions, plain, responses, tokens
+from llama_cpp_worker.api import anthropic, chat, completions, embeddings, plain, responses, tokens
 from llama_cpp_worker.api.anthropic_format import AnthropicFormat
+from llama_cpp_worker.api.embeddings import EmbeddingsReply
 from llama_cpp_worker.api.errors import ApiError
 from llama_cpp_worker.api.fields import Fields, read_body
 from llama_cpp_worker.api.naming import errors_name
@@ -58,7 +59,9 @@ class Api:
         self._model_name = model_name
         self._batching = batching
 
-    def answer(self, path: str, fields: Mapping[str, object], request_id: str) -> Reply | dict[str, object]:
+    def answer(
+        self, path: str, fields: Mapping[str, object], request_id: str
+    ) -> Reply | EmbeddingsReply | dict[str, object]:
         """A reply whose requests wait for the engine, or at once the object to answer with.
 
         path: what follows /predictions/{model}/{version}/. fields: as TorchServe passes them. Raises ApiError.
@@ -75,13 +78,16 @@ class Api:
             return Reply(api_request, prepared, family.make_format, head)
         if path in CALLS:
             return CALLS[path](read_body(fields), self._model)
+        if path == "v1/embeddings":
+            return embeddings.answer(read_body(fields), self._model, head)
         if path == "v1/models":
             return {"object": "list", "data": [self._description()]}
         if path == f"v1/models/{self._model_name}":
             return self._description()
         if path.startswith("v1/responses/"):
             raise ApiError("Responses are not stored here: keep what POST /v1/responses answers.", status=404)
-        known = ", ".join(f"/{known}" for known in (*FAMILIES, *CALLS, "v1/models", "v1/models/{id}") if known)
+        others = ("v1/embeddings", "v1/models", "v1/models/{id}")
+        known = ", ".join(f"/{known}" for known in (*FAMILIES, *CALLS, *others) if known)
         raise ApiError(f"There is no '/{path[:80]}' here; there are {known}.", status=404)
 
     def _description(self) -> dict[str, object]:

@@ -10,7 +10,7 @@ from llama_cpp_worker.api.errors import ApiError, refusal
 from llama_cpp_worker.api.fields import read_body
 from llama_cpp_worker.api.request import GenerationRequest
 from llama_cpp_worker.api.routes import error_body as error_body_of_path
-from llama_cpp_worker.output import Reasoning, Text, ToolCallArguments, ToolCallBegin
+from llama_cpp_worker.output import Delta, Reasoning, Text, ToolCallArguments, ToolCallBegin
 from tests.llama_cpp_worker.api.scripted_reply import ScriptedReply, read_events
 
 PATH = "v1/messages"
@@ -72,7 +72,7 @@ def test_text_comes_as_one_block_in_anthropics_order_of_events() -> None:
 
 def test_thoughts_text_and_calls_are_streamed_as_blocks_in_order() -> None:
     reply = stream(tools=[WEATHER])
-    deltas = [
+    deltas: list[Delta] = [
         Reasoning("Hm."),
         Text("I look."),
         ToolCallBegin(0, "call_a", "get_weather"),

@@ -11,7 +11,7 @@ from llama_cpp_worker.api.errors import ApiError
 from llama_cpp_worker.api.fields import read_body
 from llama_cpp_worker.api.request import GenerationRequest
 from llama_cpp_worker.api.responses import parse
-from llama_cpp_worker.output import Reasoning, Text, ToolCallArguments, ToolCallBegin
+from llama_cpp_worker.output import Delta, Reasoning, Text, ToolCallArguments, ToolCallBegin
 from llama_cpp_worker.sampling_params import SampledToken, TokenLogprob
 from tests.llama_cpp_worker.api.scripted_reply import ScriptedReply, read_events
 
@@ -103,7 +103,7 @@ def test_usage_counts_reused_tokens() -> None:
 @pytest.mark.parametrize("is_streamed", [False, True])
 def test_thoughts_text_and_calls_are_items_in_order(is_streamed: bool) -> None:
     reply = stream(tools=[WEATHER]) if is_streamed else whole(tools=[WEATHER])
-    deltas = [
+    deltas: list[Delta] = [
         Reasoning("Hm"),
         Reasoning("m."),
         Text("I look."),
