@@ -42,7 +42,8 @@ class MetricsPoint:
 
     first_token_ms and first_token_p95_ms: from the arrival of a request in its worker, over the answers that ended in
     the last WINDOW_SECONDS; None without such an answer. A worker counts an answer only at its end.
-    wait_ms: for each of WAIT_REASONS, how long these answers waited for it on average; empty without an answer.
+    wait_ms: for each of WAIT_REASONS, how long these answers waited for it on average; empty without an answer. The
+    wait for a slot includes the time in TorchServe's queue.
     queued: requests in TorchServe's queue, which have not reached a worker.
     prefix_lookups: prompts, by the place of their cached prefix (PREFIX_SOURCES). prompt_tokens include cached_tokens.
     """
@@ -170,4 +171,5 @@ def _wait_ms(window: metrics.MetricsSnapshot, now: metrics.MetricsSnapshot) -> d
     seconds = {
         reason: metrics.increase(window, now, "llamacpp_wait_seconds_total", detail=reason) for reason in WAIT_REASONS
     }
+    seconds["slot"] += metrics.increase(window, now, metrics.QUEUE_MICROSECONDS) / 1e6
     return {reason: 1000 * waited / answers for reason, waited in seconds.items()}
