@@ -42,8 +42,9 @@ class MetricsPoint:
 
     first_token_ms and first_token_p95_ms: from the arrival of a request in its worker, over the answers that ended in
     the last WINDOW_SECONDS; None without such an answer. A worker counts an answer only at its end.
-    wait_ms: for each of WAIT_REASONS, how long these answers waited for it on average; empty without an answer. The
-    wait for a slot includes the time in TorchServe's queue.
+    wait_ms: for each of WAIT_REASONS, how long these answers waited for it on average; empty without an answer.
+    The time in TorchServe's queue is not a part of it: with continuous batching ts_queue_latency_microseconds ends at a
+    request's last time slice, because ContinuousBatching.java sets the time of the scheduling again at each slice.
     queued: requests in TorchServe's queue, which have not reached a worker.
     prefix_lookups: prompts, by the place of their cached prefix (PREFIX_SOURCES). prompt_tokens include cached_tokens.
     """
@@ -171,5 +172,4 @@ def _wait_ms(window: metrics.MetricsSnapshot, now: metrics.MetricsSnapshot) -> d
     seconds = {
         reason: metrics.increase(window, now, "llamacpp_wait_seconds_total", detail=reason) for reason in WAIT_REASONS
     }
-    seconds["slot"] += metrics.increase(window, now, metrics.QUEUE_MICROSECONDS) / 1e6
     return {reason: 1000 * waited / answers for reason, waited in seconds.items()}

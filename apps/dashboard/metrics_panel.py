@@ -61,7 +61,7 @@ def show_metrics(config: ServerConfig) -> None:
     _chart(places[0], "Tokens per second", _speed, points, is_current, (GREEN, GRAY))
     _chart(places[1], "Time to first token, ms", _first_token, points, is_current, (GREEN, ORANGE))
     _chart(places[2], "Requests", _requests, points, is_current, (GREEN, ORANGE, GRAY))
-    _chart(places[3], "Why requests wait, ms", _waits, points, is_current, (ORANGE, BLUE, GREEN))
+    _chart(places[3], "Why requests wait in a worker, ms", _waits, points, is_current, (ORANGE, BLUE, GREEN))
     _chart(places[4], "KV cache, % of its tokens", _cache, points, is_current, (GREEN,), highest=100)
     _prefixes(places[5], points)
     _chart(places[6], "CPU by process, % of one core", _cpu, points, is_current, PROCESS_COLORS)
@@ -88,7 +88,7 @@ def _requests(point: MetricsPoint) -> Reading:
 
 
 def _waits(point: MetricsPoint) -> Reading:
-    """Before a request's prefill begins, so the three lines together are a part of its time to first token."""
+    """After TorchServe's queue and before a request's prefill begins, so the three lines together are a part of its time to first token."""
     lines: dict[str, float | None] = {line: point.wait_ms.get(reason) for reason, line in WAITS.items()}
     return Reading(lines, f"{counted(point.prefill_tokens_waiting, 'prompt token')} to prefill")
 

@@ -39,8 +39,6 @@ class FakeTorchServe(ThreadingHTTPServer):
             return 200, (
                 "# TYPE ts_inference_requests_total counter\n"
                 f"ts_inference_requests_total {self.arrived}\n"
-                "# TYPE ts_queue_latency_microseconds counter\n"
-                f"ts_queue_latency_microseconds {50_000 * self.answers}\n"
                 "# TYPE llamacpp_completion_tokens_total counter\n"
                 f'llamacpp_completion_tokens_total{{WorkerName="0"}} {self.tokens}\n'
                 "# TYPE llamacpp_time_to_first_token_seconds histogram\n"
@@ -149,7 +147,7 @@ def test_waits_are_the_mean_of_the_answers_and_prefixes_are_counted(config: Serv
         history.poll()
     nothing, last = history.points()
     assert (nothing.wait_ms, nothing.prefix_lookups["own"]) == ({}, 0)
-    assert last.wait_ms == {"slot": 300, "prefix": 0, "prefill": 0}
+    assert last.wait_ms == {"slot": 250, "prefix": 0, "prefill": 0}
     assert last.prefix_lookups == {"own": 2, "copied": 0, "saved": 0, "none": 0}
 
 

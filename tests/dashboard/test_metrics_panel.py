@@ -13,7 +13,7 @@ CHARTS = (
     "Tokens per second",
     "Time to first token",
     "Requests",
-    "Why requests wait",
+    "Why requests wait in a worker",
     "KV cache",
     "CPU by process",
     "Memory by process",
