@@ -20,13 +20,12 @@ from torchserve_client.http import METRICS_TIMEOUT_SECONDS, fetch_text
 from torchserve_client.keys import Keys
 from torchserve_client.running_server import WORKER_SCRIPT, child_processes, find_server
 
-# TorchServe's own counters (docs/torchserve-facts.md). Prometheus' parser adds a missing ending `_total`.
+# TorchServe's own counter (docs/torchserve-facts.md).
 ARRIVED = "ts_inference_requests_total"  # counts a request at its arrival
-QUEUE_MICROSECONDS = "ts_queue_latency_microseconds_total"  # adds a request's time in the queue at its answer's end
 FIRST_TOKEN = "llamacpp_time_to_first_token_seconds"
 WORKER_ID = "llamacpp_worker_id"
 _LABELS = ("WorkerName", "le", "model_version", "Reason", "Source")
-_USED = ("llamacpp_", ARRIVED, QUEUE_MICROSECONDS.removesuffix("_total"))
+_USED = ("llamacpp_", ARRIVED)
 
 
 class Series(NamedTuple):
@@ -99,7 +98,7 @@ def scrape(config: ServerConfig) -> MetricsSnapshot:
 
 
 def parse_metrics(text: str) -> dict[Series, float]:
-    """Parses Prometheus' text format. Returns the engine's metrics and the two counters above."""
+    """Parses Prometheus' text format. Returns the engine's metrics and TorchServe's counter of arrived requests."""
     found: dict[Series, float] = {}
     for family in text_string_to_metric_families(used_lines(text)):
         for sample in family.samples:

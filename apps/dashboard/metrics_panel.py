@@ -88,7 +88,7 @@ def _requests(point: MetricsPoint) -> Reading:
 
 
 def _waits(point: MetricsPoint) -> Reading:
-    """After TorchServe's queue and before a request's prefill begins, so the three lines together are a part of its time to first token."""
+    """After TorchServe's queue and before the prefill, so the lines together are a part of the time to first token."""
     lines: dict[str, float | None] = {line: point.wait_ms.get(reason) for reason, line in WAITS.items()}
     return Reading(lines, f"{counted(point.prefill_tokens_waiting, 'prompt token')} to prefill")
 

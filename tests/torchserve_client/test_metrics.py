@@ -10,7 +10,6 @@ from torchserve_client.management import ManagementClient
 from torchserve_client.metrics import (
     ARRIVED,
     FIRST_TOKEN,
-    QUEUE_MICROSECONDS,
     MetricsSnapshot,
     ProcessSample,
     Series,
@@ -63,8 +62,7 @@ def counted(at: float, **workers: float) -> MetricsSnapshot:
 def test_only_the_metrics_of_engine_and_torchserve_are_parsed() -> None:
     assert TEN_SECONDS_LATER.total(ARRIVED) == 54
     assert {series.name for series in TEN_SECONDS_LATER.series if "llamacpp" not in series.name} == {
-        "ts_inference_requests_total",
-        "ts_queue_latency_microseconds_total",
+        "ts_inference_requests_total"
     }
 
 
@@ -169,7 +167,6 @@ def test_metrics_of_a_real_server_match_its_answer_and_processes(server: ServerC
     assert increase(before, after, TOKENS) == usage["completion_tokens"] == 20
     assert increase(before, after, "llamacpp_prompt_tokens_total") == usage["prompt_tokens"]
     assert increase(before, after, ARRIVED) == 1
-    assert increase(before, after, QUEUE_MICROSECONDS) > 0
 
     model = ManagementClient(server).describe()
     assert model
