@@ -30,6 +30,7 @@ class EmbeddingRequest:
     """
 
     tokens: Sequence[int]
+    client: object = None  # clients take turns; all texts without one are of the same client
     n_added: int = 0  # tokens that are computed
     embedding: list[float] | None = None  # a vector of length 1
     finish_reason: str | None = None
@@ -43,7 +44,7 @@ class EmbeddingRequest:
 
 
 class EmbeddingQueue:
-    """Computes embeddings in order of arrival. Nothing can wait in it if `model` is None.
+    """Computes embeddings; clients take turns, text by text. Nothing can wait in it if `model` is None.
 
     A step takes at most about PREFILL_STEP_SECONDS, or as long as the smallest chunk takes. A text is finished before
     the next one begins: it has no slot, so there is no place for a text that waits half-way.
@@ -53,6 +54,7 @@ class EmbeddingQueue:
         self.waiting: deque[EmbeddingRequest] = deque()
         self._model = model
         self._clock = clock
+        self._turns: dict[int, int] = {}  # by client, the number of its last turn
         self._tokens_per_second = MIN_CHUNK_TOKENS / PREFILL_STEP_SECONDS  # a guess; then that of the last chunk
 
     def submit(self, request: EmbeddingRequest) -> None:
@@ -76,6 +78,7 @@ class EmbeddingQueue:
                 assert self._model is not None
                 request.embedding = self._model.embedding()
                 self.end(request, "stop")
+                self._choose_next(request)
                 has_finished = True
             if self.waiting and self._clock() + self._seconds_of_next_chunk() > deadline:
                 break
@@ -86,6 +89,16 @@ class EmbeddingQueue:
         self.waiting.remove(request)
         request.finish_reason = reason
         request.finished_at = self._clock()
+
+    def _choose_next(self, last: EmbeddingRequest) -> None:
+        """Brings the next text to the front: the first one of the client whose turn was the longest ago."""
+        if not self.waiting:
+            self._turns.clear()
+            return
+        self._turns[id(last.client)] = max(self._turns.values(), default=0) + 1
+        request = min(self.waiting, key=lambda request: self._turns.get(id(request.client), 0))
+        self.waiting.remove(request)
+        self.waiting.appendleft(request)
 
     def _add_chunk(self, request: EmbeddingRequest) -> None:
         assert self._model is not None

@@ -10,7 +10,7 @@ takes them.
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -73,6 +73,7 @@ class Request:
     prompt_logprobs: int | None = None  # the same for each token of the prompt but the first
     allows_empty: bool = True  # whether the first token may end the completion
     constraint: str | None = None  # a grammar for llguidance; None: the one that `params` ask for
+    client: object = None  # requests of the same one share the slots that it gets; None: a client of its own
     slot: int | None = None
     is_started: bool = False  # whether it knows its reusable prefix, so that the rest of its prompt can be prefilled
     n_cached: int = 0  # prompt tokens that were reused from the prefix cache
@@ -155,7 +156,8 @@ class Engine:
 
     The schedule:
 
-    1. Slots are given in order of arrival. A free slot goes to the request that has waited longest.
+    1. A free slot goes to the client with the fewest running requests, and of equals to the request that has waited
+       longest. So one client with many prompts never keeps the others waiting: they share the slots.
     2. A step either prefills prompts, or computes embeddings, or decodes the next token of every prefilled request.
        While any request decodes, a decode step follows each prefill or embedding step. So a new prompt or text never
        stops the other answers for longer than one such step. After a step that ends no prompt, more decode steps
@@ -272,9 +274,10 @@ class Engine:
     # --- the parts of a step, in order
 
     def _admit(self) -> None:
-        """Gives free slots to waiting requests, the oldest first; if the prefix cache has no preference, neighbours."""
+        """Gives free slots to waiting requests; if the prefix cache has no preference, neighbours."""
         while self.waiting and len(self.running) < self.model.n_slots:
-            request = self.waiting.popleft()
+            request = self._next_waiting()
+            self.waiting.remove(request)
             with self._guard([request]):  # an unusable grammar ends its own request before it has a slot
                 request._sampler = self.model.sampler(request.params, request.prompt, request.constraint)
                 free = [slot for slot in range(self.model.n_slots) if slot not in self.running]
@@ -283,6 +286,11 @@ class Engine:
                 request.slot = slot
                 request.admitted_at = self._clock()
                 self.running[slot] = request
+
+    def _next_waiting(self) -> Request:
+        """Rule 1 of the schedule."""
+        n_running = Counter(id(request.client) for request in self.running.values() if request.client is not None)
+        return min(self.waiting, key=lambda request: n_running[id(request.client)])  # of equals, the oldest
 
     def _close_gaps(self) -> None:
         """Swaps sequences so that the slots in the batch are consecutive. The idle ones in the gaps are not lost.

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from llama_cpp_worker.api.errors import refusal
-from llama_cpp_worker.api.fields import Fields, encodable
+from llama_cpp_worker.api.fields import Fields, check_total_length, encodable
 from llama_cpp_worker.api.openai_format import OpenAIFormat
 from llama_cpp_worker.api.reply import Choice, Head
 from llama_cpp_worker.api.request import (
@@ -56,7 +56,9 @@ def read_prompts(prompt: object) -> list[str | list[int]]:
         raise refusal("prompt", f"at most {MAX_PROMPTS} prompts are possible in one request")
     if len(prompt) == 1:
         return [_read_prompt(prompt[0], "prompt")]
-    return [_read_prompt(one, f"prompt[{index}]") for index, one in enumerate(prompt)]
+    prompts = [_read_prompt(one, f"prompt[{index}]") for index, one in enumerate(prompt)]
+    check_total_length(prompts, "prompt")
+    return prompts
 
 
 def _read_prompt(prompt: object, place: str) -> str | list[int]:

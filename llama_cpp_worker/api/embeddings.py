@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llama_cpp_worker.api.errors import ApiError, refusal
-from llama_cpp_worker.api.fields import Fields, encodable
+from llama_cpp_worker.api.fields import Fields, check_total_length, encodable
 from llama_cpp_worker.api.reply import JSON_TYPE, Head
 from llama_cpp_worker.embedding_queue import EmbeddingRequest
 from llama_cpp_worker.model import Model, PromptTooLong
@@ -66,6 +66,8 @@ class EmbeddingsReply:
 
     def __init__(self, requests: Sequence[EmbeddingRequest], encoding: str, head: Head) -> None:
         self.requests = list(requests)
+        for request in self.requests:
+            request.client = self
         self.n_pieces = 0
         self._encoding = encoding
         self._head = head
@@ -143,7 +145,9 @@ def _read_texts(texts: object) -> list[str | list[int]]:
         raise refusal("input", "must be a text that is not empty, the tokens of one, or a list of these")
     if len(texts) > MAX_INPUTS:
         raise refusal("input", f"at most {MAX_INPUTS:,} texts are possible in one request")
-    return [_read_text(text, f"input[{index}]") for index, text in enumerate(texts)]
+    read = [_read_text(text, f"input[{index}]") for index, text in enumerate(texts)]
+    check_total_length(read, "input")
+    return read
 
 
 def _read_text(text: object, place: str) -> str | list[int]:

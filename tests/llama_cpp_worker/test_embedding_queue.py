@@ -151,3 +151,20 @@ def test_an_error_ends_only_the_text_that_it_belongs_to(error: Exception, messag
     assert (broken.finish_reason, broken.error, broken.embedding) == ("error", message, None)
     assert (other.embedding, decoding.finish_reason) == ([2.0] * 3, "length")
     assert engine.counters.failed == 1
+
+
+def test_clients_with_texts_take_turns() -> None:
+    engine, _, _ = make_engine()
+    ends: list[str] = []
+    clients = {name: object() for name in ("many", "one", "two")}
+    texts: list[tuple[str, EmbeddingRequest]] = []
+    for name in (*["many"] * 10, "one", "two", "two"):
+        request = EmbeddingRequest([1] * 100, clients[name])
+        engine.submit(request)
+        texts.append((name, request))
+    while not engine.is_idle:
+        engine.step()
+        ends += [name for name, request in texts if request.is_finished]
+        texts = [(name, request) for name, request in texts if not request.is_finished]
+    assert ends[:6] == ["many", "one", "two", "many", "two", "many"]
+    assert ends[6:] == ["many"] * 7

@@ -601,3 +601,36 @@ def test_a_failed_sampling_ends_its_own_request_only() -> None:
     assert (stuck.finish_reason, stuck.error) == ("error", "The model failed: the grammar is stuck.")
     assert (other.finish_reason, other.take_text()) == ("length", "abc")
     assert engine.counters.failed == 1
+
+
+def test_a_client_with_many_prompts_shares_the_slots_with_others() -> None:
+    engine = Engine(ScriptedModel(n_slots=2))
+    many, other = object(), object()
+    crowd = [make_request(f"crowd {number}", max_tokens=5) for number in range(20)]
+    for request in crowd:
+        request.client = many
+        engine.submit(request)
+    engine.step()
+    late = [make_request(f"late {number}", max_tokens=5) for number in range(3)]
+    for request in late:
+        request.client = other
+        engine.submit(request)
+    while not all(request.is_finished for request in late):
+        engine.step()
+    assert sum(request.is_finished for request in crowd) <= 5  # two before them, then one beside each of them
+    run_to_end(engine)
+    assert all(request.is_finished for request in crowd)
+
+
+def test_a_client_with_many_prompts_is_served_while_others_keep_coming() -> None:
+    engine = Engine(ScriptedModel(n_slots=2))
+    crowd = [make_request(f"crowd {number}", max_tokens=3) for number in range(6)]
+    many = object()
+    for request in crowd:
+        request.client = many
+        engine.submit(request)
+    for number in range(200):
+        if len(engine.waiting) < 8:
+            engine.submit(make_request(f"other {number}", max_tokens=3))
+        engine.step()
+    assert all(request.is_finished for request in crowd)

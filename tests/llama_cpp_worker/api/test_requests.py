@@ -276,3 +276,9 @@ def test_an_unsupported_schema_is_refused_with_the_place_in_it() -> None:
     with pytest.raises(ApiError, match=r"json_schema\.schema\.properties\.name\.not: is not supported") as refusal:
         parse(CHAT, {**HELLO, "response_format": form})
     assert refusal.value.param == "response_format"
+
+
+def test_prompts_that_are_too_long_together_are_refused() -> None:
+    refusal = refusal_of(COMPLETIONS, {"prompt": ["a" * 100_000] * 11})
+    assert (refusal.param, refusal.code) == ("prompt", "context_length_exceeded")
+    assert "1,100,000 bytes of text; at most 1,048,576" in str(refusal)
