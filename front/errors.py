@@ -35,7 +35,7 @@ async def error_response(request: Request, error: Exception) -> Response:
     """The answer to an ApiError, or to one of Starlette's own errors: an unknown path or method."""
     assert isinstance(error, HTTPException)
     if not isinstance(error, ApiError):
-        here = f"There is no {request.method} {request.url.path[:80]} here"
+        here = f"There is no {request.method} {request.scope['path'][:80]} here"
         error = ApiError(error.status_code, f"{here}; the API begins at /v1.")
     return JSONResponse(error.body(api_path(request.scope)), error.status_code, error.headers)
 
