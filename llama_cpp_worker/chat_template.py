@@ -14,6 +14,9 @@ from datetime import datetime
 from functools import partial
 
 import jinja2
+from jinja2.ext import Extension
+from jinja2.nodes import Node
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llama_cpp_worker.reasoning import Marks, marks_in, opens_reasoning
@@ -41,6 +44,16 @@ class TemplateError(ValueError):
     """The model's chat template refuses these messages, or is not valid."""
 
 
+class _Generation(Extension):
+    """{% generation %} … {% endgeneration %}: marks the assistant's text for trainers; here it changes nothing."""
+
+    tags = {"generation"}  # noqa: RUF012 - Jinja declares it as a variable of the instance
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 class ChatTemplate:
     """A model's template, or the raw one if `source` is None. Raises TemplateError if it is not valid Jinja.
 
@@ -52,7 +65,7 @@ class ChatTemplate:
         self.is_raw = source is None
         self._special = {"bos_token": bos, "eos_token": eos}
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
         )
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)

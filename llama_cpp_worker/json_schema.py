@@ -217,8 +217,8 @@ class PreparedSchema:
         elif isinstance(values := known.get("enum"), list) and known.keys() <= {"enum", "type"}:
             different = list({json.dumps(value): value for value in values}.values())
             is_simple = schema.keys() <= {"type", "items", "uniqueItems", "minItems", "maxItems"}
-            has_counts = isinstance(fewest, int) and isinstance(most, int)
-            if is_simple and has_counts and schema.get("type") == "array" and len(different) <= MAX_UNIQUE_VALUES:
+            is_simple = is_simple and schema.get("type") == "array" and len(different) <= MAX_UNIQUE_VALUES
+            if is_simple and isinstance(fewest, int) and isinstance(most, int):
                 counts = range(max(0, fewest), min(most, len(different)) + 1)
                 schema.clear()
                 schema["enum"] = [list(array) for count in counts for array in permutations(different, count)]

@@ -293,7 +293,7 @@ class CallParser:
 
 
 class _JsonEnd:
-    """Finds the end of a JSON object in pieces of its text."""
+    """Finds the end of a JSON value in pieces of its text: almost always an object, as the schemas want."""
 
     def __init__(self) -> None:
         self.is_found = False
@@ -302,7 +302,7 @@ class _JsonEnd:
         self._is_escaped = False
 
     def find(self, piece: str) -> int:
-        """The place in `piece` after the object's end; its length if the object goes on."""
+        """The place in `piece` after the value's end; its length if the value goes on."""
         for place, character in enumerate(piece):
             if self._in_string:
                 if self._is_escaped:
@@ -311,16 +311,23 @@ class _JsonEnd:
                     self._is_escaped = True
                 elif character == '"':
                     self._in_string = False
+                    if self._depth == 0:
+                        return self._end(place + 1)
             elif character == '"':
                 self._in_string = True
             elif character in "{[":
                 self._depth += 1
+            elif self._depth == 0 and character in "},":  # after a number, true, false or null
+                return self._end(place)
             elif character in "}]":
                 self._depth -= 1
                 if self._depth == 0:
-                    self.is_found = True
-                    return place + 1
+                    return self._end(place + 1)
         return len(piece)
+
+    def _end(self, place: int) -> int:
+        self.is_found = True
+        return place
 
 
 def _text_delta(text: str) -> list[Delta]:
