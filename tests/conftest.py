@@ -73,8 +73,8 @@ def demo_store() -> Path:
 
 @contextmanager
 def serving(home: Path, store: Path, settings: ServingSettings) -> Iterator[ServerConfig]:
-    """Starts TorchServe in `home` and registers the model of `store`. The keys are valid for a day."""
-    config = make_home(home, model_store=store, token_expiration_min=1440)
+    """Starts TorchServe in `home` and registers the model of `store`."""
+    config = make_home(home, model_store=store)
     with running_server(config):
         ManagementClient(config).register(settings)
         yield config

@@ -176,7 +176,11 @@ PERSON = {
             ["[3,1]", "[2]"],
             ["[]", "[1,1]", "[1,2,3]"],
         ),
-        ({"type": "array", "items": {"$ref": "#/$defs/c"}, "uniqueItems": True, "$defs": {"c": {"enum": ["a"]}}}, ["[]"], ['["a","a"]']),
+        (
+            {"type": "array", "items": {"$ref": "#/c"}, "uniqueItems": True, "c": {"enum": ["a"]}},
+            ["[]", '["a"]'],
+            ['["a","a"]'],
+        ),
         ({"type": "array", "uniqueItems": True, "maxItems": 1}, ["[1]"], ["[1,1]"]),
         ({"type": ["string", "null"]}, ['"a"', "null"], ["1"]),
         ({"type": "object", "additionalProperties": {"type": "integer"}}, ["{}", '{"a": 1}'], ['{"a": "b"}']),

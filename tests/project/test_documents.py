@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from llama_cpp_worker.api.fields import HINTS
+from llama_cpp_worker.api.routes import CALLS, FAMILIES
 from llama_cpp_worker.sampling_params import PARAMETER_NAMES
 from torchserve_client.config import PROJECT, ServerConfig
 
@@ -16,7 +18,7 @@ README = (PROJECT / "README.md").read_text()
 API = (PROJECT / "docs" / "api.md").read_text()
 DOCUMENTS = [*PROJECT.glob("*.md"), *(PROJECT / "docs").glob("*.md")]
 PACKAGES = (
-    "apps|autoscaler|benchmarks|docs|experiments|llama_cpp_worker|package_llama|screenshots|tests|torchserve_client"
+    "apps|autoscaler|benchmarks|docs|experiments|front|llama_cpp_worker|package_llama|screenshots|tests|torchserve_client"
 )
 
 
@@ -45,7 +47,7 @@ def test_every_curl_example_answers(server: ServerConfig) -> None:
     script = "\n".join(f"{block}\necho; echo ----" for block in blocks)
     for port, url in ((8080, server.inference_url), (8082, server.metrics_url)):
         script = script.replace(f"http://localhost:{port}", url)
-    raw, form, chat, schema, metrics, _ = run(script, server).split("----")
+    raw, form, chat, schema, call, metrics, _ = run(script, server).split("----")
     question = "Question: What is the closest star to Earth ? Answer:"
     for answer in (raw, form):
         assert answer.strip().startswith(question)
@@ -53,6 +55,8 @@ def test_every_curl_example_answers(server: ServerConfig) -> None:
     assert chat.strip().endswith("data: [DONE]")
     assert "delta" in chat
     assert "light_years" in schema
+    assert "get_weather" in call
+    assert "city" in call
     assert "llamacpp_slots_busy" in metrics
 
 
@@ -61,7 +65,7 @@ def test_the_readmes_load_test_runs(server: ServerConfig) -> None:
     assert "tokens/s" in run(f"{command} --requests 8 --max-tokens 4", server)
 
 
-@pytest.mark.parametrize("module", ["experiments", "experiments.load_test", "autoscaler", "apps", "package_llama"])
+@pytest.mark.parametrize("module", ["experiments", "experiments.load_test", "autoscaler", "apps", "package_llama", "front", "torchserve_client.keys"])
 def test_every_program_explains_itself(module: str) -> None:
     process = subprocess.run(
         [sys.executable, "-m", module, "--help"], cwd=PROJECT, capture_output=True, text=True, timeout=60
@@ -115,7 +119,8 @@ def test_every_metric_is_documented() -> None:
 
 
 def test_every_sampling_parameter_is_documented() -> None:
-    assert [name for name in PARAMETER_NAMES if f"`{name}`" not in API] == []
+    assert [name for name in (*PARAMETER_NAMES, *HINTS) if f"`{name}`" not in API] == []
+    assert [path for path in (*FAMILIES, *CALLS) if path.rpartition("/")[2] not in API] == []
 
 
 def test_readme_is_a_page() -> None:
