@@ -54,7 +54,7 @@ class EmbeddingQueue:
         self.waiting: deque[EmbeddingRequest] = deque()
         self._model = model
         self._clock = clock
-        self._turns: dict[int, int] = {}  # by client, the number of its last turn
+        self._turns: dict[object, int] = {}  # by client, the number of its last turn
         self._tokens_per_second = MIN_CHUNK_TOKENS / PREFILL_STEP_SECONDS  # a guess; then that of the last chunk
 
     def submit(self, request: EmbeddingRequest) -> None:
@@ -92,13 +92,13 @@ class EmbeddingQueue:
 
     def _choose_next(self, last: EmbeddingRequest) -> None:
         """Brings the next text to the front: the first one of the client whose turn was the longest ago."""
-        if not self.waiting:
-            self._turns.clear()
-            return
-        self._turns[id(last.client)] = max(self._turns.values(), default=0) + 1
-        request = min(self.waiting, key=lambda request: self._turns.get(id(request.client), 0))
-        self.waiting.remove(request)
-        self.waiting.appendleft(request)
+        self._turns[last.client] = max(self._turns.values(), default=0) + 1
+        clients = {request.client for request in self.waiting}
+        self._turns = {client: turn for client, turn in self._turns.items() if client in clients}
+        if self.waiting:
+            request = min(self.waiting, key=lambda request: self._turns.get(request.client, 0))
+            self.waiting.remove(request)
+            self.waiting.appendleft(request)
 
     def _add_chunk(self, request: EmbeddingRequest) -> None:
         assert self._model is not None

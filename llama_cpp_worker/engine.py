@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 OLDEST_FIRST_EVERY = 3  # prefill steps
 # After a step with a part of a long prompt, requests decode for this share of its time. With a single decode step,
 # short answers would hardly move while a long prompt is prefilled.
-DECODE_SHARE = 1 / 3
+DECODE_SHARE = 1 / 8
 
 MIN_AWAITED_TOKENS = 32  # of a shared prefix; for a shorter one, a request does not wait
 INITIAL_PREFILL_TOKENS_PER_SECOND = 500.0  # a guess, until the speed has been measured
@@ -161,7 +161,7 @@ class Engine:
     2. A step either prefills prompts, or computes embeddings, or decodes the next token of every prefilled request.
        While any request decodes, a decode step follows each prefill or embedding step. So a new prompt or text never
        stops the other answers for longer than one such step. After a step that ends no prompt, more decode steps
-       follow, until they have taken a third of its time. If prompts and texts wait, their steps take turns. (One
+       follow, until they have taken an eighth of its time. If prompts and texts wait, their steps take turns. (One
        batch of prompts and tokens would not be faster: each sequence has a separate KV cache, so llama.cpp computes
        chunks of different lengths one after the other.)
     3. A prefill step takes the prompts with the fewest tokens left: as many whole prompts as it has time for, or one
@@ -176,7 +176,7 @@ class Engine:
       it has a slot and the running step has ended. So a long prompt delays it by a step, however long it is.
     - A prompt is prefilled after at most 3 x (its own chunks and those of all older prompts) prefill steps, however
       many short prompts arrive. A prompt in a slot never starves.
-    - Decode steps delay prompts and texts by one decode step after each other step, or by at most a third of its time
+    - Decode steps delay prompts and texts by one decode step after each other step, or by at most an eighth of its time
       and one decode step if it ended no prompt.
 
     The chunks of a prompt whose log probabilities are requested have at most `n_outputs` tokens of the model (64, or

@@ -267,7 +267,7 @@ def test_a_long_prompt_delays_other_answers_for_a_bounded_time(pace: float) -> N
 
 @pytest.mark.parametrize("n_batch", [64, 512])
 @pytest.mark.parametrize("pace", [1.0, 20.0])
-def test_answers_get_a_quarter_of_the_time_beside_a_long_prompt_and_no_more(pace: float, n_batch: int) -> None:
+def test_answers_get_a_share_of_the_time_beside_a_long_prompt_and_no_more(pace: float, n_batch: int) -> None:
     model = SlowAtDepth(n_slots=4, n_batch=n_batch, window=6000)
     model.pace = pace
     engine = Engine(model, clock=model.clock)
@@ -290,7 +290,7 @@ def test_answers_get_a_quarter_of_the_time_beside_a_long_prompt_and_no_more(pace
     decodes = [sum(seconds for _, seconds in group) for group in groups if group[0][0]]
     for prefill, decode in zip(prefills, decodes, strict=False):
         assert DECODE_SHARE * prefill - 1e-9 <= decode <= DECODE_SHARE * prefill + longest_decode + 1e-9
-    assert sum(decodes) >= 0.24 * sum(seconds for _, seconds in steps[:-1])
+    assert sum(decodes) >= 0.9 * DECODE_SHARE * sum(prefills)
 
 
 def test_whole_prompts_wait_for_one_decode_step_each() -> None:
