@@ -105,7 +105,7 @@ class _Rules:
 
     def _calls(self, calls: CallRules) -> list[str]:
         form = calls.form
-        several = calls.allows_several and form.between is not None
+        several = calls.allows_several and form.between is not None and not form.one_call
         more = f"({self._literal(form.between or '')} call){{0,{MAX_CALLS - 1}}}" if several else ""
         names = [
             f"head_{index} arguments_{index} {self._literal(form.after_arguments)}"

@@ -24,6 +24,7 @@ from llama_cpp_worker.tool_formats import (
     HERMES,
     PROBE,
     PROBE_TOOL,
+    PROMPTED,
     CallFormat,
     Message,
     as_text,
@@ -75,7 +76,7 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise TemplateError(f"the chat template cannot be read: {error}") from error
         native = format_in(self._attempt(for_template(PROBE, HERMES), [PROBE_TOOL]))
-        self.call_format: CallFormat = native or HERMES
+        self.call_format: CallFormat = native or PROMPTED
         self._writes_calls = native is not None
         self._has_system = "probe" in self._attempt([{"role": "system", "content": "probe"}, PROBE[0]], [])
         self.reasoning_marks: Marks | None = None if source is None else marks_in(source)

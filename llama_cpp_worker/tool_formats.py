@@ -7,7 +7,7 @@ The notations are those of the models' chat templates; llama.cpp (common/chat.cp
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Message = dict[str, Any]  # role and content, for some also tool_calls, tool_call_id …
@@ -19,7 +19,7 @@ class CallFormat:
 
     A call is one of `before_name`, the name as JSON, `before_arguments`, the arguments as JSON, `after_arguments`.
     mark: the beginning of `opening`. Text before it is an answer in words. Empty: calls are possible only at the start.
-    between: None if an answer has at most one call.
+    between: None if a message has at most one call. one_call: whether the model's own answers have at most one.
     ids: whether a call also has an id of nine characters.
     """
 
@@ -31,6 +31,7 @@ class CallFormat:
     between: str | None
     closing: str
     ids: bool = False
+    one_call: bool = False
 
     def render(self, calls: Sequence[tuple[str, object]]) -> str:
         """The text of calls, each a name and its arguments, as a model would write it."""
@@ -41,7 +42,7 @@ class CallFormat:
         return f"{self.opening}{(self.between or '').join(parts)}{self.closing}"
 
 
-# Hermes 2 and 3, Qwen 2.5 and 3, Granite 4, and models without a notation of their own.
+# Hermes 2 and 3, Qwen 2.5 and 3, Granite 4.
 HERMES = CallFormat(
     mark="<tool_call>",
     opening="<tool_call>\n",
@@ -51,6 +52,8 @@ HERMES = CallFormat(
     between="\n</tool_call>\n<tool_call>\n",
     closing="\n</tool_call>",
 )
+# Models that learn the notation from the prompt. A small one would repeat its call up to max_tokens.
+PROMPTED = replace(HERMES, one_call=True)
 # Llama 3.1 to 3.3. Their templates refuse a message with two calls.
 LLAMA = CallFormat(
     mark="",

@@ -46,7 +46,7 @@ def worker_memory(status: ModelStatus | None, model_bytes: int | None, meta: dic
         return WorkerMemory(fixed, 0, is_measured=False)
     batch_size = status.settings.batch_size
     if needed := (meta or {}).get("memory_bytes"):
-        described = EMPTY_WORKER_BYTES + needed["weights"] + needed["saved_sequences"]
+        described = EMPTY_WORKER_BYTES + needed["weights"] + needed["saved_sequences"] + needed.get("embeddings", 0)
         fixed = max(described, measured - needed["kv_cache"])
         return WorkerMemory(fixed, needed["kv_cache"] // batch_size, needed["weights"])
     fixed = min(fixed, measured)

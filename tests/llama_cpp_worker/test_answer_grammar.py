@@ -14,7 +14,7 @@ from llama_cpp_worker.constraint import Constraint, compile_constraint
 from llama_cpp_worker.output import Delta, Reasoning, Text, ToolCallArguments, ToolCallBegin
 from llama_cpp_worker.reasoning import THINK, ReasoningParser
 from llama_cpp_worker.sampling_params import SamplingParams
-from llama_cpp_worker.tool_formats import FORMATS, HERMES, LLAMA, MISTRAL, CallFormat
+from llama_cpp_worker.tool_formats import FORMATS, HERMES, LLAMA, MISTRAL, PROMPTED, CallFormat
 from llama_cpp_worker.tools import CallParser, read_tools
 
 END = 256
@@ -283,3 +283,11 @@ def test_reasoning_that_stays_in_the_text_may_come_before_a_required_call() -> N
     assert follows(grammar, list(text.encode())) and not follows(grammar, list(b"I think.\n</think>\n\nText"))
     deltas = taken_apart(CallParser(rules(HERMES, "required")), text)
     assert (text_in(deltas), len(calls_in(deltas))) == ("I think.\n</think>", 1)
+
+
+def test_a_model_that_learns_the_notation_from_the_prompt_makes_one_call() -> None:
+    _, call, another = CALLS["Hermes"]
+    for form, is_right in ((HERMES, True), (PROMPTED, False)):
+        grammar = answer_grammar(rules(form, "required"), None, None, NONE)
+        assert follows(grammar, list(call.encode()))
+        assert follows(grammar, list((call + another).encode())) is is_right

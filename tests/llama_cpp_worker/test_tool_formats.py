@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from llama_cpp_worker.chat_template import ChatTemplate
-from llama_cpp_worker.tool_formats import HERMES, LLAMA, MISTRAL, CallFormat
+from llama_cpp_worker.tool_formats import HERMES, LLAMA, MISTRAL, PROMPTED, CallFormat
 
 WEATHER = {"type": "function", "function": {"name": "get_weather", "description": "Now", "parameters": {}}}
 TOOLS = "{% if tools %}<tools>{% for tool in tools %}{{ tool | tojson }}{% endfor %}</tools>{% endif %}"
@@ -58,11 +58,11 @@ def template(source: str | None) -> ChatTemplate:
         pytest.param(QWEN, HERMES, True, id="Qwen"),
         pytest.param(META, LLAMA, True, id="Llama"),
         pytest.param(NEMO, MISTRAL, True, id="Mistral"),
-        pytest.param(CHATML, HERMES, False, id="no tools"),
-        pytest.param(TOOLS + CHATML, HERMES, False, id="unknown notation"),
-        pytest.param(GEMMA, HERMES, False, id="no system message"),
-        pytest.param(None, HERMES, False, id="raw"),
-        pytest.param("{{ messages[0].content.x.y }}", HERMES, False, id="refuses everything"),
+        pytest.param(CHATML, PROMPTED, False, id="no tools"),
+        pytest.param(TOOLS + CHATML, PROMPTED, False, id="unknown notation"),
+        pytest.param(GEMMA, PROMPTED, False, id="no system message"),
+        pytest.param(None, PROMPTED, False, id="raw"),
+        pytest.param("{{ messages[0].content.x.y }}", PROMPTED, False, id="refuses everything"),
     ],
 )
 def test_the_notation_is_that_of_the_template(source: str | None, form: CallFormat, has_own: bool) -> None:
