@@ -6,7 +6,8 @@ MODEL ?= --demo
 VENV := .venv
 BIN := $(VENV)/bin
 ARCHIVE := model_store/llamacpp.tar.gz
-PACKED := llama_cpp_handler.py $(wildcard llama_cpp_worker/*.py) model-config.yaml package_llama.sh $(wildcard package_llama/*.py package_llama/*.txt)
+CLIENTS := .cache/clients
+PACKED := llama_cpp_handler.py $(wildcard llama_cpp_worker/*.py llama_cpp_worker/*/*.py) model-config.yaml package_llama.sh $(wildcard package_llama/*.py package_llama/*.txt)
 QUICK := not server and not browser and not model and not slow
 SHELL := /bin/bash
 
@@ -40,6 +41,9 @@ lint: $(VENV)/.tests-installed ## check style, types, shell scripts and the CI w
 test: $(ARCHIVE) $(VENV)/.tests-installed ## run every test
 	$(BIN)/python -m pytest
 
+clients: $(ARCHIVE) $(VENV)/.tests-installed $(CLIENTS)/bin/uv ## run other people's clients against the server, each in its own environment
+	$(BIN)/python -m tests.clients
+
 screenshots: $(ARCHIVE) $(VENV)/.tests-installed ## make the README's pictures from the running apps
 	$(BIN)/python -m screenshots.make_screenshots
 
@@ -61,6 +65,10 @@ $(VENV)/.installed: requirements.txt
 $(VENV)/.tests-installed: $(VENV)/.installed tests/requirements.txt package_llama/requirements.txt
 	$(BIN)/pip install --quiet -r tests/requirements.txt
 	@touch $@
+
+$(CLIENTS)/bin/uv:
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/pip install --quiet uv==0.13.9
 
 # `.cache/model` holds the MODEL that was packaged, so that another one is packaged anew. Where only our own files have
 # changed, "false" packs them again without another conversion. (llamacpp-dynamic.tar.gz comes from the same run.)

@@ -39,6 +39,13 @@ def write_snapshot_of(gguf: Path, folder: Path) -> Path:
     return folder
 
 
+def write_tokenizer_of(gguf: Path, folder: Path) -> Path:
+    """Only the tokenizer and its chat template. Returns `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_tokenizer({name: field.contents() for name, field in gguf_library().GGUFReader(gguf).fields.items()}, folder)
+    return folder
+
+
 def _write_weights(tensors: Any, heads: dict[str, int], folder: Path) -> None:
     from safetensors.numpy import save_file
 

@@ -1,0 +1,1 @@
+"""Other people's clients of the API, each with packages of its own, against a real server: `make clients`."""
