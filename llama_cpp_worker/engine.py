@@ -29,9 +29,6 @@ from llama_cpp_worker.text_assembler import TextAssembler
 logger = logging.getLogger(__name__)
 
 OLDEST_FIRST_EVERY = 3  # prefill steps
-# After a step with a part of a long prompt, requests decode for this share of its time. With a single decode step,
-# short answers would hardly move while a long prompt is prefilled.
-DECODE_SHARE = 1 / 8
 
 MIN_AWAITED_TOKENS = 32  # of a shared prefix; for a shorter one, a request does not wait
 INITIAL_PREFILL_TOKENS_PER_SECOND = 500.0  # a guess, until the speed has been measured
@@ -159,11 +156,10 @@ class Engine:
     1. A free slot goes to the client with the fewest running requests, and of equals to the request that has waited
        longest. So one client with many prompts never keeps the others waiting: they share the slots.
     2. A step either prefills prompts, or computes embeddings, or decodes the next token of every prefilled request.
-       While any request decodes, a decode step follows each prefill or embedding step. So a new prompt or text never
-       stops the other answers for longer than one such step. After a step that ends no prompt, more decode steps
-       follow, until they have taken an eighth of its time. If prompts and texts wait, their steps take turns. (One
-       batch of prompts and tokens would not be faster: each sequence has a separate KV cache, so llama.cpp computes
-       chunks of different lengths one after the other.)
+       While any request decodes, every second step is a decode step; prefill steps and embedding steps share the
+       others in turn. So a new prompt or text never stops the other answers for longer than one such step. (One batch
+       of prompts and tokens would not be faster: each sequence has a separate KV cache, so llama.cpp computes chunks
+       of different lengths one after the other.)
     3. A prefill step takes the prompts with the fewest tokens left: as many whole prompts as it has time for, or one
        chunk of a longer prompt. Every third prefill step begins with the oldest prompt instead.
     4. A prompt that shares a long prefix with a prompt that is being prefilled waits until that prefix is computed.
@@ -176,8 +172,6 @@ class Engine:
       it has a slot and the running step has ended. So a long prompt delays it by a step, however long it is.
     - A prompt is prefilled after at most 3 x (its own chunks and those of all older prompts) prefill steps, however
       many short prompts arrive. A prompt in a slot never starves.
-    - Decode steps delay prompts and texts by one decode step after each other step, or by at most an eighth of its time
-      and one decode step if it ended no prompt.
 
     The chunks of a prompt whose log probabilities are requested have at most `n_outputs` tokens of the model (64, or
     more with more slots), because the model computes no more logits at once. For such a prompt B is 64.
@@ -195,7 +189,6 @@ class Engine:
         self._kind = StepKind.DECODE  # of the last step
         self._n_prefill_steps = 0
         self._was_embedding = False  # whether the last step that did not decode computed embeddings
-        self._decode_seconds_left = 0.0  # until the next step that does not decode
         self._is_urgent = False  # whether this step produced a first token or the end of a request
 
     @property
@@ -254,21 +247,14 @@ class Engine:
     def step(self) -> bool:
         """Runs one batch through the model. Returns True if a request got its first token or ended."""
         self._is_urgent = False
-        started = self._clock()
         self._admit()
         self._close_gaps()
         self._start_prefills()
         self._kind = self._next_kind()
-        ends_prompt = False
         if self._kind is StepKind.EMBED:
             self._embed()
         else:
-            ends_prompt = self._run_batch(self._build_batch())
-        seconds = self._clock() - started
-        if self._kind is StepKind.DECODE:
-            self._decode_seconds_left -= seconds
-        else:
-            self._decode_seconds_left = 0.0 if ends_prompt else DECODE_SHARE * seconds
+            self._run_batch(self._build_batch())
         return self._is_urgent
 
     # --- the parts of a step, in order
@@ -331,7 +317,7 @@ class Engine:
 
     def _next_kind(self) -> StepKind:
         """Rule 2 of the schedule."""
-        if self._decoding and (self._kind is not StepKind.DECODE or self._decode_seconds_left > 0):
+        if self._decoding and self._kind is not StepKind.DECODE:
             return StepKind.DECODE
         if self.embeddings.waiting and not (self._prefilling and self._was_embedding):
             self._was_embedding = True
@@ -433,15 +419,13 @@ class Engine:
         if all(chunk.position < DEEP_TOKENS for chunk in batch):
             self._prefill_tokens_per_second += SMOOTHING * (measured - self._prefill_tokens_per_second)
 
-    def _run_batch(self, batch: Sequence[Chunk]) -> bool:
-        """Decodes a batch and gives each request what it produced. Returns whether a prompt's last chunk was in it."""
-        ends_prompt = False
+    def _run_batch(self, batch: Sequence[Chunk]) -> None:
+        """Decodes a batch and gives each request what it produced."""
         for chunk, index in zip(batch, self._decode(batch), strict=False):  # no indices if the decode failed
             request = self.running[chunk.slot]
             self.cache.append(chunk.slot, chunk.tokens)
             if not request.is_prefilled:
                 request.n_prefilled += len(chunk.tokens)
-                ends_prompt |= request.is_prefilled
             with self._guard([request]):
                 if chunk.wants_all_logits:
                     self._report_prompt(request, chunk, index)
@@ -450,7 +434,6 @@ class Engine:
                     self._hand_out(request, token, index)
                 if request.is_prefilled and (reason := self._finish_reason(request)):
                     self._retire(request, reason)
-        return ends_prompt
 
     def _report_prompt(self, request: Request, chunk: Chunk, last_index: int) -> None:
         """Adds the log probabilities of the tokens that come after those of a chunk of the prompt."""

@@ -1,6 +1,5 @@
 """The engine's schedule with a scripted model: fast, and every token is known."""
 
-import itertools
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +8,6 @@ import pytest
 
 from llama_cpp_worker.chunk_size import DEEP_TOKENS, MIN_CHUNK_TOKENS, MIN_DEEP_CHUNK_TOKENS, PREFILL_STEP_SECONDS
 from llama_cpp_worker.engine import (
-    DECODE_SHARE,
     MIN_AWAITED_TOKENS,
     OLDEST_FIRST_EVERY,
     UNEXPECTED_ERROR,
@@ -263,34 +261,6 @@ def test_a_long_prompt_delays_other_answers_for_a_bounded_time(pace: float) -> N
     smallest_step = MIN_DEEP_CHUNK_TOKENS * (0.001 + pace * 0.001 * 3) + pace * 0.01
     assert longest <= max(1.5 * PREFILL_STEP_SECONDS, smallest_step)
     assert all(len(chunk.tokens) >= MIN_CHUNK_TOKENS for chunk in chunks if not chunk.wants_logits)
-
-
-@pytest.mark.parametrize("n_batch", [64, 512])
-@pytest.mark.parametrize("pace", [1.0, 20.0])
-def test_answers_get_a_share_of_the_time_beside_a_long_prompt_and_no_more(pace: float, n_batch: int) -> None:
-    model = SlowAtDepth(n_slots=4, n_batch=n_batch, window=6000)
-    model.pace = pace
-    engine = Engine(model, clock=model.clock)
-    answers = [Request([number] * 5, SamplingParams(max_tokens=3000, ignore_eos=True)) for number in range(3)]
-    for request in answers:
-        engine.submit(request)
-    engine.step()
-    engine.step()
-    long = Request([9] * 5000, SamplingParams(max_tokens=1))
-    engine.submit(long)
-    steps: list[tuple[bool, float]] = []  # whether it decoded, and its time
-    while not long.is_finished:
-        before, n_tokens = model.seconds, len(answers[0].completion)
-        engine.step()
-        steps.append((len(answers[0].completion) > n_tokens, model.seconds - before))
-    longest_decode = max(seconds for is_decode, seconds in steps if is_decode)
-    groups = [list(group) for _, group in itertools.groupby(steps, key=lambda step: step[0])]
-    assert all(len(group) == 1 for group in groups if not group[0][0]), "two prefill steps in a row"
-    prefills = [group[0][1] for group in groups if not group[0][0]]
-    decodes = [sum(seconds for _, seconds in group) for group in groups if group[0][0]]
-    for prefill, decode in zip(prefills, decodes, strict=False):
-        assert DECODE_SHARE * prefill - 1e-9 <= decode <= DECODE_SHARE * prefill + longest_decode + 1e-9
-    assert sum(decodes) >= 0.9 * DECODE_SHARE * sum(prefills)
 
 
 def test_whole_prompts_wait_for_one_decode_step_each() -> None:
