@@ -13,6 +13,7 @@ from llama_cpp_worker.model import Model
 from llama_cpp_worker.output import Delta, Reasoning, Text, ToolCallArguments, ToolCallBegin
 from llama_cpp_worker.sampling_params import SamplingParams
 from llama_cpp_worker.tools import read_tools
+from tests.support.tiny_llama import write_tiny_llama
 from torchserve_client.config import PROJECT
 
 DEMO = PROJECT / "models" / "SmolLM2-135M-Instruct-Q8_0.gguf"
@@ -24,6 +25,18 @@ def demo() -> Iterator[Model]:
     if not DEMO.is_file():
         pytest.skip(f"{DEMO} is missing: run `make package` first")
     model = Model(str(DEMO), n_slots=N_SLOTS, n_ctx=2048)
+    yield model
+    model.close()
+
+
+MARKS = ["<tool_call>", "</tool_call>", "<think>", "</think>"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    """A model with random weights, in whose vocabulary the marks are control tokens."""
+    path = tmp_path_factory.mktemp("tiny") / "tiny.gguf"
+    model = Model(str(write_tiny_llama(path, more_controls=["<other>", *MARKS])), n_slots=N_SLOTS, n_threads=1)
     yield model
     model.close()
 
@@ -188,3 +201,36 @@ def test_a_continued_answer_may_be_within_its_reasoning(demo: Model) -> None:
     assert parser.push("wants</think>Me") == [Reasoning("wants"), Text("Me")]
     parser = answer_rules(demo, SamplingParams(), messages, None, shows_reasoning=True).make_parser()
     assert parser.push("wants</think>Me") == [Text("wants</think>Me")]
+
+
+def test_marks_that_are_control_tokens_have_a_text_and_other_control_tokens_have_none(tiny: Model) -> None:
+    assert set(tiny.special_tokens.marks) == set(MARKS)
+    for mark, token in tiny.special_tokens.marks.items():
+        assert tiny.tokenize_prompt(mark, add_special=False) == [token]
+        assert tiny.piece(token) == mark.encode()
+    (other,) = tiny.tokenize_prompt("<other>", add_special=False)
+    assert tiny.piece(other) == b"" and other in tiny.special_tokens.ids
+
+
+def test_a_model_whose_marks_are_tokens_writes_valid_calls(tiny: Model) -> None:
+    bad = {"enum": ["</tool_call>", "<think>"]}
+    schema = properties(["a", "b"], a=bad, b={"type": "integer", "minimum": 0, "maximum": 9})
+    engine = Engine(tiny)
+    tools = read_tools(body({"größe": schema, "f": schema}, tool_choice="required", parallel_tool_calls=False))
+    params = [SamplingParams(temperature=1.0, seed=seed, max_tokens=300) for seed in range(20)]
+    rules = [answer_rules(tiny, each, [{"role": "user", "content": "x"}], tools) for each in params]
+    prompt = tiny.tokenize_prompt("Hello")
+    requests = [Request(prompt, each, constraint=rule.constraint) for each, rule in zip(params, rules, strict=True)]
+    for request in requests:
+        engine.submit(request)
+    while not engine.is_idle:
+        engine.run(0.1)
+    for request, rule in zip(requests, rules, strict=True):
+        assert request.error is None and request.finish_reason == "stop"
+        parser = rule.make_parser()
+        deltas = [delta for character in request.take_text() for delta in parser.push(character)]
+        ((_, arguments),) = calls_in([*deltas, *parser.finish()])
+        jsonschema.validate(json.loads(arguments), schema)
+        assert text_in(deltas) == ""
+    used = {token for request in requests for token in request.completion}
+    assert used & set(tiny.special_tokens.marks.values())

@@ -177,7 +177,7 @@ PERSON = {
             ["[]", "[1,1]", "[1,2,3]"],
         ),
         (
-            {"type": "array", "items": {"$ref": "#/c"}, "uniqueItems": True, "c": {"enum": ["a"]}},
+            {"$defs": {"c": {"enum": ["a"]}}, "type": "array", "items": {"$ref": "#/$defs/c"}, "uniqueItems": True},
             ["[]", '["a"]'],
             ['["a","a"]'],
         ),
