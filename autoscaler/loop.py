@@ -152,7 +152,7 @@ class Autoscaler:
             queued=model.pending_requests,
             oldest_wait_seconds=oldest_wait_seconds(self._waiting),
             worker_bytes=memory.of_another(model.settings.batch_size),
-            used_bytes=machine.total - machine.available + memory.mapped_bytes,  # Linux counts mapped files as available
+            used_bytes=machine.total - machine.available + memory.mapped_bytes,  # mapped files count as available
             total_bytes=machine.total,
         )
 

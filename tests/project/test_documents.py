@@ -65,7 +65,10 @@ def test_the_readmes_load_test_runs(server: ServerConfig) -> None:
     assert "tokens/s" in run(f"{command} --requests 8 --max-tokens 4", server)
 
 
-@pytest.mark.parametrize("module", ["experiments", "experiments.load_test", "autoscaler", "apps", "package_llama", "front", "torchserve_client.keys"])
+PROGRAMS = ["experiments", "experiments.load_test", "autoscaler", "apps", "package_llama", "front"]
+
+
+@pytest.mark.parametrize("module", [*PROGRAMS, "torchserve_client.keys"])
 def test_every_program_explains_itself(module: str) -> None:
     process = subprocess.run(
         [sys.executable, "-m", module, "--help"], cwd=PROJECT, capture_output=True, text=True, timeout=60
