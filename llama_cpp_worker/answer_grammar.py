@@ -59,7 +59,9 @@ def answer_grammar(
         return text
     grammars = [{"lark_grammar": _Rules(special).lark(calls, thought, has_text=text is not None)}]
     if text is not None:
-        grammars.append(json.loads(text)["grammars"][0] | {"name": "answer"})
+        # llguidance compiles a JSON schema to JSON, and takes Lark as it is.
+        answer = json.loads(text)["grammars"][0] if text.startswith("{") else {"lark_grammar": text}
+        grammars.append(answer | {"name": "answer"})
     return json.dumps({"grammars": grammars})
 
 
@@ -107,13 +109,9 @@ class _Rules:
         form = calls.form
         several = calls.allows_several and form.between is not None and not form.one_call
         more = f"({self._literal(form.between or '')} call){{0,{MAX_CALLS - 1}}}" if several else ""
-        names = [
-            f"head_{index} arguments_{index} {self._literal(form.after_arguments)}"
-            for index in range(len(calls.functions))
-        ]
-        if form.ids:
-            after = _quoted(form.after_arguments)
-            names = [f"{name.removesuffix(after)} (ID)? {after}" for name in names]
+        identity = "(ID)?" if form.ids else ""
+        after = self._literal(form.after_arguments)
+        names = [f"head_{index} arguments_{index} {identity} {after}" for index in range(len(calls.functions))]
         rules = [
             f"opening: {self._literal(form.opening)}",
             f"calls: call {more} {self._literal(form.closing)}",

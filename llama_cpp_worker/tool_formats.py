@@ -186,9 +186,11 @@ def _with_object(call: Message, form: CallFormat) -> Message:
 
 def _parsed(arguments: str) -> object:
     try:
-        return json.loads(arguments)
+        value = json.loads(arguments)
+        json.dumps(value)
     except (ValueError, RecursionError):  # a client may have cut it: the model sees what there is
         return arguments
+    return value
 
 
 def _short_id(identity: str) -> str:

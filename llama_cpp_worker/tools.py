@@ -22,6 +22,7 @@ from llama_cpp_worker.tool_formats import CallFormat
 
 MAX_TOOLS = 128  # as in OpenAI's API
 MAX_NAME_LENGTH = 128
+MAX_LEVELS = 150  # of objects and lists in a definition, remarks included
 MAX_TOTAL_LENGTH = 2 * MAX_SCHEMA_LENGTH  # characters of all schemas together
 NAMED_KINDS = ("function", "tool")  # of tool_choice: OpenAI's and Anthropic's
 MARK_CHARACTERS = 5  # an answer that was cut after this much of a mark is one that began a call
@@ -112,12 +113,22 @@ def read_function(name: object, description: object, parameters: object, place: 
         raise InvalidParameter(f"{schema_place}.type", "must be object, since arguments have names")
     if not schema.keys() & (COMBINATIONS | {"type"}):
         schema = {"type": "object", **schema}
+    if _is_deep(schema):
+        raise InvalidParameter(schema_place, f"has more than {MAX_LEVELS} levels")
     try:
         (description or "").encode()
         json.dumps(schema, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError) as error:  # half of a surrogate pair, NaN, 1,000 levels
+    except ValueError as error:  # half of a surrogate pair, NaN
         raise InvalidParameter(place, "has a value that JSON cannot express") from error
     return Function(name, description, schema, prepare_schema(schema, schema_place))
+
+
+def _is_deep(value: object) -> bool:
+    level = [value]
+    for _ in range(MAX_LEVELS):
+        parts = (part.values() if isinstance(part, dict) else part if isinstance(part, list) else () for part in level)
+        level = [child for children in parts for child in children]
+    return bool(level)
 
 
 def _read_tool(tool: object, place: str, *, is_old: bool) -> Function:

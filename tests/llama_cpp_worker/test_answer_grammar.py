@@ -240,6 +240,14 @@ def test_with_a_format_the_text_follows_it_and_calls_follow_their_schemas() -> N
             assert not follows(grammar, list(b"text")) and not follows(grammar, list(b"[2]"))
 
 
+def test_with_a_grammar_the_text_follows_it() -> None:
+    text = compile_constraint(SamplingParams(grammar='root ::= "yes" | "no"'))
+    for call_format, call, _ in CALLS.values():
+        grammar = answer_grammar(rules(call_format), None, text, SPECIAL)
+        assert follows(grammar, list(b"no")) and not follows(grammar, list(b"maybe"))
+        assert follows(grammar, list(call.encode()))
+
+
 @pytest.mark.parametrize("special", [NONE, SPECIAL], ids=["marks are text", "marks are tokens"])
 def test_reasoning_comes_before_calls_and_formats(special: SpecialTokens) -> None:
     call = CALLS["Hermes"][1]

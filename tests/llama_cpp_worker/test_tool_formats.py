@@ -1,11 +1,12 @@
 """Calls in prompts: which notation a template has, and what a template without one gets instead. No model."""
 
+import contextlib
 import json
 from typing import Any
 
 import pytest
 
-from llama_cpp_worker.chat_template import ChatTemplate
+from llama_cpp_worker.chat_template import ChatTemplate, TemplateError
 from llama_cpp_worker.tool_formats import HERMES, LLAMA, MISTRAL, PROMPTED, CallFormat
 
 WEATHER = {"type": "function", "function": {"name": "get_weather", "description": "Now", "parameters": {}}}
@@ -86,6 +87,16 @@ def test_arguments_that_are_no_json_stay_a_text() -> None:
     cut: list[dict[str, Any]] = [USER, {"role": "assistant", "content": "", "tool_calls": [call("a", '{"x":')]}]
     assert '"arguments": "{\\"x\\":"' in template(QWEN).render(cut)
     assert '"arguments": "{\\"x\\":"' in template(CHATML).render(cut)
+
+
+@pytest.mark.parametrize("source", [QWEN, CHATML])
+def test_arguments_of_many_levels_end_in_a_prompt_or_a_refusal(source: str) -> None:
+    for levels in (100, 900, 100_000):
+        arguments = '{"a":' + "[" * levels + "]" * levels + "}"
+        messages: list[dict[str, Any]] = [USER, {"role": "assistant", "content": "", "tool_calls": []}]
+        messages[1]["tool_calls"].append(call("a", arguments))
+        with contextlib.suppress(TemplateError):
+            assert "[" * levels in template(source).render(messages)
 
 
 def test_llamas_template_gets_one_call_in_each_message() -> None:

@@ -12,6 +12,11 @@ from llama_cpp_worker.tools import MAX_TOOLS, CallParser, ToolSet, read_tools
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 
 
+DEEP: dict[str, object] = {}
+for _ in range(10_000):
+    DEEP = {"default": [DEEP]}
+
+
 def tool(name: object = "get", parameters: object = CITY, **more: object) -> dict[str, object]:
     return {"type": "function", "function": {"name": name, "parameters": parameters, **more}}
 
@@ -94,6 +99,7 @@ PLACE = "tools[1].function"
         ({"tools": [tool("a"), tool(5)]}, f"{PLACE}.name", "1 to 128 printable"),
         ({"tools": [tool("a"), tool("b", description=5)]}, f"{PLACE}.description", "must be a text"),
         ({"tools": [tool("a"), tool("b", description="\ud800")]}, PLACE, "cannot express"),
+        ({"tools": [tool("a"), tool("b", DEEP)]}, f"{PLACE}.parameters", "more than 150 levels"),
         ({"tools": [tool("a"), tool("b", [])]}, f"{PLACE}.parameters", "must be a JSON schema"),
         ({"tools": [tool("a"), tool("b", {"type": "string"})]}, f"{PLACE}.parameters.type", "must be object"),
         (
