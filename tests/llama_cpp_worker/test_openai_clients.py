@@ -46,6 +46,7 @@ def client(server: ServerConfig) -> OpenAI:
 
 def test_models(client: OpenAI) -> None:
     (model,) = client.models.list().data
+    assert model == client.models.retrieve(MODEL)
     assert model.id == MODEL
     assert 1_600_000_000 < model.created < 4_000_000_000
 
@@ -179,6 +180,81 @@ def test_a_json_object(client: OpenAI) -> None:
     assert (answer.choices[0].message.content or "").startswith("{")
 
 
+WEATHER: Any = [{"role": "user", "content": "What is the weather in Paris?"}]
+PLACE = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Paris", "Rome"]}, "unit": {"enum": ["celsius", "fahrenheit"]}},
+    "required": ["city", "unit"],
+    "additionalProperties": False,
+}
+TOOL: Any = {"type": "function", "function": {"name": "get_weather", "description": "Weather", "parameters": PLACE}}
+NAMED: Any = {"type": "function", "function": {"name": "get_weather"}}
+
+
+@pytest.mark.parametrize("choice", ["required", NAMED], ids=["required", "by name"])
+def test_a_forced_call_is_valid_and_its_result_is_taken(client: OpenAI, choice: Any) -> None:
+    tools: dict[str, Any] = {"model": MODEL, "tools": [TOOL], "temperature": 0, "max_tokens": 200}
+    answer = client.chat.completions.create(messages=WEATHER, tool_choice=choice, **tools)
+    assert answer.choices[0].finish_reason == "tool_calls"
+    message: Any = answer.choices[0].message
+    assert message.content is None
+    for call in message.tool_calls:
+        assert call.function.name == "get_weather"
+        jsonschema.validate(json.loads(call.function.arguments), PLACE)
+    results = [{"role": "tool", "tool_call_id": call.id, "content": "20 degrees"} for call in message.tool_calls]
+    messages: Any = [*WEATHER, message, *results]
+    final = client.chat.completions.create(messages=messages, tool_choice="none", **tools)
+    assert final.choices[0].message.content
+    assert not final.choices[0].message.tool_calls
+
+
+def test_a_streamed_forced_call_is_the_same_call(client: OpenAI) -> None:
+    ask: dict[str, Any] = {"model": MODEL, "messages": WEATHER, "tools": [TOOL], "tool_choice": NAMED, **GREEDY}
+    ask["max_tokens"] = 100
+    (expected,) = client.chat.completions.create(**ask).choices[0].message.tool_calls or []
+    with client.chat.completions.stream(**ask) as stream:
+        pieces = [event.arguments_delta for event in stream if event.type == "tool_calls.function.arguments.delta"]
+        final = stream.get_final_completion()
+    (call,) = final.choices[0].message.tool_calls or []
+    assert final.choices[0].finish_reason == "tool_calls"
+    assert expected.type == "function"
+    assert call.function.arguments == "".join(pieces) == expected.function.arguments
+    assert len(pieces) > 1
+
+
+def test_with_tools_to_choose_from_an_answer_is_text_or_valid_calls(client: OpenAI) -> None:
+    ask: dict[str, Any] = {"model": MODEL, "messages": WEATHER, "tools": [TOOL], "max_tokens": 60}
+    for seed in range(4):
+        (choice,) = client.chat.completions.create(seed=seed, temperature=1, **ask).choices
+        assert choice.message.content or choice.message.tool_calls
+        for call in choice.message.tool_calls or []:
+            assert call.type == "function"
+            if choice.finish_reason == "tool_calls":
+                jsonschema.validate(json.loads(call.function.arguments), PLACE)
+
+
+def test_fields_that_change_nothing_change_nothing(client: OpenAI) -> None:
+    expected = client.chat.completions.create(model=MODEL, messages=HELLO, **GREEDY).choices[0].message.content
+    hints: dict[str, Any] = {"prompt_cache_key": "a", "safety_identifier": "a", "metadata": {"a": "b"}, "store": False}
+    more: dict[str, Any] = {"service_tier": "auto", "verbosity": "low", "reasoning_effort": "low"}
+    named: Any = [{**HELLO[0], "name": "somebody"}]
+    answer = client.chat.completions.create(model=MODEL, messages=named, **hints, **more, **GREEDY)
+    assert answer.choices[0].message.content == expected
+
+
+def test_several_prompts_have_log_probabilities_of_their_tokens(client: OpenAI) -> None:
+    ask: dict[str, Any] = {"model": MODEL, "echo": True, "logprobs": 1, "temperature": 0, "max_tokens": 2}
+    answer = client.completions.create(prompt=["One, two, three,", "The capital of France is"], **ask)
+    assert [choice.index for choice in answer.choices] == [0, 1]
+    for choice, prompt in zip(answer.choices, ["One, two, three,", "The capital of France is"], strict=True):
+        assert choice.text.startswith(prompt)
+        assert choice.logprobs and choice.logprobs.tokens and choice.logprobs.token_logprobs
+        assert "".join(choice.logprobs.tokens) == choice.text
+        first, *others = choice.logprobs.token_logprobs
+        assert first is None
+        assert all(value <= 0 for value in others)
+
+
 def test_an_answer_follows_its_grammar(client: OpenAI) -> None:
     answer = client.chat.completions.create(
         model=MODEL, messages=HELLO, extra_body={"grammar": 'root ::= "Sun" | "Moon"'}, max_tokens=20
@@ -205,7 +281,7 @@ BAD_SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"ty
         ({"n": 100}, "n"),
         ({"messages": []}, "messages"),
         ({"top_logprobs": 2}, "top_logprobs"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0].function.name"),
         ({"logit_bias": {"999999": 1}}, "logit_bias"),
         ({"extra_body": {"grammar": "root ::= nowhere"}}, "grammar"),
         ({"extra_body": {"mirostat": 2}}, "mirostat"),
@@ -239,6 +315,25 @@ def test_langchain_chats_streams_and_gets_an_object(server: ServerConfig) -> Non
     assert "Proxima" in chat.invoke("What is the closest star to Earth?").content
     assert "Proxima" in "".join(str(chunk.content) for chunk in chat.stream("What is the closest star to Earth?"))
     assert isinstance(chat.with_structured_output(Person).invoke("Invent a person."), Person)
+    by_call = chat.with_structured_output(Person, method="function_calling")
+    assert isinstance(by_call.invoke("Invent a person."), Person)
+
+
+def test_langchain_calls_a_tool_and_takes_its_result(server: ServerConfig) -> None:
+    from langchain_core.tools import tool
+    from langchain_openai import ChatOpenAI
+
+    @tool
+    def get_weather(city: Literal["Paris", "Rome"]) -> str:
+        """The weather of a city."""
+        return f"20 degrees in {city}"
+
+    limits: dict[str, Any] = {"temperature": 0, "max_tokens": 100}
+    chat = ChatOpenAI(base_url=base_url(server), api_key=SecretStr(key(server)), model=MODEL, **limits)
+    answer = chat.bind_tools([get_weather], tool_choice="any").invoke("What is the weather in Paris?")
+    results = [get_weather.invoke(call) for call in answer.tool_calls]
+    assert "20 degrees" in results[0].content
+    assert chat.invoke([("user", "What is the weather in Paris?"), answer, *results]).content
 
 
 def test_langchain_completes(server: ServerConfig) -> None:
