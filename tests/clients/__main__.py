@@ -5,6 +5,7 @@ if a check failed. NAME is a part of a client's name; without one, all clients r
 """
 
 import argparse
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -52,6 +53,7 @@ def main() -> int:
         if not client.is_node:
             print(f"Installing {client.title} {client.version}", flush=True)
             runner.install_python_packages(client)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that TorchServe ends as well
     rows = []
     with tempfile.TemporaryDirectory(prefix="clients-") as folder, serving(Path(folder, "home")) as addresses:
         tokenizer = write_tokenizer_of(DEMO, Path(folder, "tokenizer"))
