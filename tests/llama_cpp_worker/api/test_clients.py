@@ -144,5 +144,6 @@ def test_errors_of_messages_have_anthropics_shape(anthropic_client: Any) -> None
 
     with pytest.raises(BadRequestError) as refusal:
         anthropic_client.messages.create(model="claude", max_tokens=5, messages=[])
-    assert refusal.value.body["type"] == "error"
-    assert refusal.value.body["error"]["type"] == "invalid_request_error"
+    body: Any = refusal.value.body
+    assert body["type"] == "error"
+    assert body["error"]["type"] == "invalid_request_error"
