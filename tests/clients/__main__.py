@@ -61,7 +61,7 @@ def main() -> int:
             results = {address.name: runner.run(client, address, tokenizer) for address in addresses}
             rows.append((client, results))
             print("\n".join(report.lines(client, results)), flush=True)
-    (CACHE / "table.md").write_text(report.table(rows))
+            (CACHE / "table.md").write_text(report.table(rows))
     return 0 if all(report.is_passed(results) for _, results in rows) else 1
 
 

@@ -97,7 +97,7 @@ CLIENTS = (
         "llm",
         "llm_client.py",
         "llm",
-        "`extra-openai-models.yaml` with `api_base: URL`, `supports_tools: true`, `supports_schema: true`",
+        "in its extra-openai-models.yaml: `api_base: URL`, `supports_tools: true`, `supports_schema: true`",
     ),
     Client("AI SDK", "ai_sdk_client.mjs", "ai", "`createOpenAICompatible({name, baseURL: URL, apiKey: KEY})(MODEL)`"),
     Client(

@@ -29,8 +29,8 @@ def table(rows: Sequence[tuple[Client, Results]]) -> str:
     for client, results in rows:
         checks = list(dict.fromkeys(outcome.check for outcomes in results.values() for outcome in outcomes))
         failed = {outcome.check for outcomes in results.values() for outcome in outcomes if outcome.error}
-        works = ", ".join(check for check in checks if check not in failed)
+        works = "; ".join(check for check in checks if check not in failed)
         if failed:
-            works += f". **Not:** {', '.join(check for check in checks if check in failed)}"
+            works += f". **Not:** {'; '.join(check for check in checks if check in failed)}"
         made.append(f"| {client.title} | {client.version} | {works} | {client.how} | {client.since} |")
     return "\n".join(made) + "\n"

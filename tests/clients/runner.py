@@ -71,14 +71,14 @@ def run(client: Client, address: Address, tokenizer: Path) -> list[Outcome]:
         )
     except subprocess.TimeoutExpired:
         return [Outcome("the script ends", f"not within {SCRIPT_SECONDS} s")]
-    outcomes = _outcomes(process.stdout)
+    outcomes = outcomes_of(process.stdout)
     if process.returncode != 0 or not outcomes:
         last = " ".join(process.stderr.split())[-600:]
         outcomes.append(Outcome("the script ends", f"exit status {process.returncode}: {last}"))
     return outcomes
 
 
-def _outcomes(output: str) -> list[Outcome]:
+def outcomes_of(output: str) -> list[Outcome]:
     """From the lines of the checks; a client may print others."""
     lines = [json.loads(line) for line in output.splitlines() if line.startswith('{"check":')]
     return [Outcome(line["check"], line["error"] or "") for line in lines]
