@@ -70,7 +70,8 @@ def test_a_stream_reports_the_progress_of_the_prompt_and_counts_tokens(server: S
     progress = [event["prompt_progress"] for event in events if "prompt_progress" in event]
     prefilled = [each["processed"] for each in progress]
     assert len(prefilled) > 1 and prefilled == sorted(set(prefilled))
-    assert all(0 < each["processed"] < each["total"] for each in progress)
+    assert all(0 < each["processed"] <= each["total"] for each in progress)
+    assert prefilled[-1] == progress[-1]["total"]
     counts = [event["timings"]["predicted_n"] for event in events if "timings" in event]
     assert counts == sorted(counts) and counts[-1] == 8
 
