@@ -12,6 +12,7 @@ from llama_cpp_worker.api.request import (
     SAMPLING_NAMES,
     STREAM_NAMES,
     GenerationRequest,
+    Message,
     read_params,
     read_stream,
 )
@@ -25,7 +26,8 @@ REASONING_FORMATS = ("auto", "deepseek", "none")  # llama-server's
 
 TOOL_NAMES = frozenset(("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"))
 NAMES = SAMPLING_NAMES | STREAM_NAMES | TOOL_NAMES
-NAMES |= {"model", "messages", "n", "logprobs", "top_logprobs", "continue_final_message", "reasoning_format"}
+NAMES |= {"model", "messages", "n", "logprobs", "top_logprobs", "reasoning_format"}
+NAMES |= {"continue_final_message", "add_generation_prompt"}
 
 
 def parse(fields: Fields) -> GenerationRequest:
@@ -40,9 +42,6 @@ def read_chat(fields: Fields) -> GenerationRequest:
     if fields.get("messages") is None:
         raise refusal("messages", "is missing; there is nothing to answer")
     messages = read_messages(fields.get("messages"))
-    continues = fields.flag("continue_final_message", default=True)
-    if fields.get("continue_final_message") is True and messages[-1]["role"] != "assistant":
-        raise refusal("continue_final_message", "the last message is not the assistant's")
     reasoning_format = fields.text("reasoning_format") or "auto"
     if reasoning_format not in REASONING_FORMATS:
         raise refusal("reasoning_format", f"must be one of {', '.join(REASONING_FORMATS)}")
@@ -52,10 +51,24 @@ def read_chat(fields: Fields) -> GenerationRequest:
         tools=checked(read_tools, fields.values),
         n=fields.number("n", N_CHOICES) or 1,
         logprobs=_read_logprobs(fields),
-        continues_answer=continues,
+        continues_answer=_continues_answer(fields, messages),
         reasoning_format=reasoning_format,
         **read_stream(fields),
     )
+
+
+def _continues_answer(fields: Fields, messages: Sequence[Message]) -> bool:
+    """Whether a last message of the assistant is continued; vLLM and Hugging Face have two parameters for it."""
+    continues, begins = fields.flag("continue_final_message", default=True), fields.flag("add_generation_prompt", True)
+    is_answer = messages[-1]["role"] == "assistant"
+    if fields.get("continue_final_message") is True:
+        if fields.get("add_generation_prompt") is True:
+            raise refusal("add_generation_prompt", "and continue_final_message exclude each other; send one")
+        if not is_answer:
+            raise refusal("continue_final_message", "the last message is not the assistant's")
+    if not begins and not (is_answer and continues):
+        raise refusal("add_generation_prompt", "must be true, unless a last message of the assistant is continued")
+    return continues
 
 
 def _read_logprobs(fields: Fields) -> int | None:

@@ -17,7 +17,6 @@ HINTS |= {"service_tier", "store", "user", "verbosity"}
 
 # Parameters that would change the answer, with the values that do not. Such a value passes, and so does null.
 NEUTRAL: dict[str, tuple[object, ...]] = {
-    "add_generation_prompt": (True,),
     "audio": (),
     "best_of": (1,),
     "chat_template_kwargs": ({},),

@@ -200,20 +200,24 @@ class Reply:
         return events
 
     def _progress(self, choice: Choice) -> str:
-        """An event that says how far the prompt is prefilled, if the client wants it and there is progress."""
+        """Events that say how far the prompt is prefilled, if the client wants them; the first: what was cached."""
         request = choice.request
-        has_progress = request.is_started and choice.n_prefilled != request.n_prefilled
-        if not self._api_request.return_progress or not has_progress:
+        if not self._api_request.return_progress or not request.is_started:
             return ""
         assert request.admitted_at is not None
-        choice.n_prefilled = request.n_prefilled
-        progress = {
-            "total": len(request.prompt),
-            "cache": request.n_cached,
-            "processed": request.n_prefilled,
-            "time_ms": milliseconds(time.monotonic() - request.admitted_at),
-        }
-        return self._format.progress(choice, progress)
+        assert request.prefix_assigned_at is not None
+        events = ""
+        if choice.n_prefilled is None:
+            events += self._progress_event(choice, request.n_cached, request.prefix_assigned_at - request.admitted_at)
+        if choice.n_prefilled != request.n_prefilled:
+            events += self._progress_event(choice, request.n_prefilled, time.monotonic() - request.admitted_at)
+        return events
+
+    def _progress_event(self, choice: Choice, n_prefilled: int, seconds: float) -> str:
+        choice.n_prefilled = n_prefilled
+        n_prompt, n_cached = len(choice.request.prompt), choice.request.n_cached
+        counts = {"total": n_prompt, "cache": n_cached, "processed": n_prefilled}
+        return self._format.progress(choice, counts | {"time_ms": milliseconds(seconds)})
 
     def _end_of_stream(self) -> str:
         if self._failure:

@@ -20,7 +20,7 @@ Message = dict[str, Any]  # for the chat template: role and content, and perhaps
 # Other names of sampling parameters, as vLLM and OpenAI have them.
 ALIASES = {"max_completion_tokens": "max_tokens", "repetition_penalty": "repeat_penalty"}
 
-SAMPLING_NAMES = frozenset((*PARAMETER_NAMES, *ALIASES))
+SAMPLING_NAMES = frozenset((*PARAMETER_NAMES, *ALIASES, "json_schema"))
 STREAM_NAMES = frozenset(("stream", "stream_options", "return_progress", "timings_per_token"))
 
 
@@ -71,13 +71,21 @@ def read_params(fields: Fields, fewest_tokens: int = 1) -> SamplingParams:
     for name, unlimited in (("max_tokens", None), ("top_k", 0), ("seed", None)):
         if given.get(name) == -1:  # as in llama-server: no limit, or a random seed
             given[name] = unlimited
+    if given.get("json_schema") is not None:  # llama-server's
+        if given.get("response_format") is not None:
+            raise fields.refusal("json_schema", "is another form of response_format; send one")
+        given["response_format"] = {"type": "json_object", "schema": given["json_schema"]}
+        names["response_format.schema"] = "json_schema"
     try:
         params = SamplingParams.from_request(given)
         compile_constraint(params)
         if params.max_tokens is not None and params.max_tokens < fewest_tokens:
             raise InvalidParameter("max_tokens", f"must be at least {fewest_tokens}, not {params.max_tokens}")
     except InvalidParameter as error:
-        place = names.get(error.name, error.name)
+        place = error.name
+        for name, own in names.items():
+            if place == name or place.startswith(f"{name}."):
+                place = own + place.removeprefix(name)
         raise ApiError(f"{place}: {error.problem}.", param=place.partition(".")[0]) from error
     return params
 

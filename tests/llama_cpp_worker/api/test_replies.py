@@ -34,6 +34,7 @@ def make_reply(path: str, body: dict[str, Any]) -> Reply:
     for request in reply.requests:
         request.slot, request.submitted_at, request.admitted_at = 0, 10.0, 10.001
         request.n_cached, request.is_started, request.n_prefilled = 2, True, len(PROMPT)
+        request.prefix_assigned_at = 10.001
         request.first_token_at = 10.021
     return reply
 
@@ -136,8 +137,13 @@ def test_progress_of_the_prompt_is_reported_on_request_when_it_has_changed(monke
     role, *progress = events(text + finish(reply))
     assert role["choices"][0]["delta"]["role"] == "assistant"
     reported = [event["prompt_progress"] for event in progress[:-1]]
-    assert [(each["total"], each["cache"], each["processed"]) for each in reported] == [(7, 2, 4), (7, 2, 6), (7, 2, 7)]
-    assert [each["time_ms"] for each in reported] == [20.0] * 3
+    assert [(each["total"], each["cache"], each["processed"]) for each in reported] == [
+        (7, 2, 2),
+        (7, 2, 4),
+        (7, 2, 6),
+        (7, 2, 7),
+    ]
+    assert [each["time_ms"] for each in reported] == [0.0, 20.0, 20.0, 20.0]
 
 
 def test_progress_is_not_reported_without_request() -> None:

@@ -282,3 +282,24 @@ def test_prompts_that_are_too_long_together_are_refused() -> None:
     refusal = refusal_of(COMPLETIONS, {"prompt": ["a" * 100_000] * 11})
     assert (refusal.param, refusal.code) == ("prompt", "context_length_exceeded")
     assert "1,100,000 bytes of text; at most 1,048,576" in str(refusal)
+
+
+def test_vllms_pair_of_parameters_for_a_continued_answer() -> None:
+    answer = {"messages": [*HELLO["messages"], {"role": "assistant", "content": "Hi"}]}
+    pair = {"add_generation_prompt": False, "continue_final_message": True}
+    assert parse(CHAT, {**answer, **pair}).continues_answer
+    assert parse(CHAT, {**answer, "add_generation_prompt": True}).continues_answer
+    both = {"add_generation_prompt": True, "continue_final_message": True}
+    assert refusal_of(CHAT, {**answer, **both}).param == "add_generation_prompt"
+    assert refusal_of(CHAT, {**HELLO, "add_generation_prompt": False}).param == "add_generation_prompt"
+
+
+def test_json_schema_is_llama_servers_form_of_a_response_format() -> None:
+    schema = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
+    formed = parse(CHAT, {**HELLO, "response_format": {"type": "json_object", "schema": schema}})
+    for path, body in ((CHAT, HELLO), (COMPLETIONS, {"prompt": "a"})):
+        request = parse(path, {**body, "json_schema": schema})
+        assert compile_constraint(request.params) == compile_constraint(formed.params)
+    wrong = refusal_of(CHAT, {**HELLO, "json_schema": {"properties": {"a": {"not": {}, "type": "string"}}}})
+    assert (wrong.param, str(wrong)[:28]) == ("json_schema", "json_schema.properties.a.not")
+    assert refusal_of(CHAT, {**HELLO, "json_schema": {}, "response_format": {"type": "text"}}).param == "json_schema"
