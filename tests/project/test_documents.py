@@ -17,7 +17,8 @@ from torchserve_client.config import PROJECT, ServerConfig
 README = (PROJECT / "README.md").read_text()
 API = (PROJECT / "docs" / "api.md").read_text()
 DOCUMENTS = [*PROJECT.glob("*.md"), *(PROJECT / "docs").glob("*.md")]
-PACKAGES = "apps|autoscaler|benchmarks|docs|experiments|front|llama_cpp_worker|package_llama|screenshots|tests|torchserve_client"
+PACKAGES = "apps|autoscaler|benchmarks|docs|experiments|front|llama_cpp_worker|package_llama|screenshots|tests"
+PACKAGES += "|torchserve_client"
 
 
 def bash_blocks(text: str) -> list[str]:
