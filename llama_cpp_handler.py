@@ -20,7 +20,7 @@ from ts.context import Context
 
 from llama_cpp_worker import torchserve_worker
 from llama_cpp_worker.api.embeddings import EmbeddingsReply
-from llama_cpp_worker.api.errors import ApiError
+from llama_cpp_worker.api.errors import ApiError, too_long
 from llama_cpp_worker.api.reply import JSON_TYPE, Reply
 from llama_cpp_worker.api.routes import Api, error_body
 from llama_cpp_worker.devices import physical_cores
@@ -126,24 +126,27 @@ class LlamaCppHandler:
                 continue
             path, status = torchserve_worker.requested_path(context, index), 200
             try:
-                body = self._start(request_id, path, data[index])
+                answer = self._start(request_id, path, data[index])
             except ApiError as error:
-                body, status = error_body(path, error), error.status
+                answer, status = json.dumps(error_body(path, error)), error.status
                 logger.info("request %s refused with %d: %a", request_id, status, error.logged_as)
             except Exception:  # a bug ends its own request, not the whole batch
-                body, status = error_body(path, ApiError(UNEXPECTED_ERROR, status=500)), 500
+                answer, status = json.dumps(error_body(path, ApiError(UNEXPECTED_ERROR, status=500))), 500
                 logger.exception("request %s failed", request_id)
-            if body is not None:
-                answers[index] = json.dumps(body)
+            if answer is not None:
+                answers[index] = answer
                 context.set_response_status(status, "", index)
                 context.set_response_content_type(index, JSON_TYPE)
         return answers
 
-    def _start(self, request_id: str, path: str, fields: dict[str, object]) -> dict[str, object] | None:
+    def _start(self, request_id: str, path: str, fields: dict[str, object]) -> str | None:
         """Submits a request to the engine, or returns an answer that needs no engine. Raises ApiError."""
         answer = self._api.answer(path, fields, request_id)
         if isinstance(answer, dict):
-            return answer
+            text = json.dumps(answer)
+            if error := too_long(text):
+                raise error
+            return text
         for request in answer.requests:
             self._engine.submit(request)
         self._replies[request_id] = answer
@@ -166,6 +169,8 @@ class LlamaCppHandler:
             context.set_response_content_type(index, reply.content_type)
             try:
                 pieces[index] = reply.next_piece()
+                if error := too_long(pieces[index]):
+                    pieces[index] = reply.fail(str(error))
             except Exception:  # a bug ends its own answer, not the whole batch
                 logger.exception("request %s failed", request_id)
                 pieces[index] = reply.fail(UNEXPECTED_ERROR)

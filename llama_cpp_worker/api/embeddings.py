@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llama_cpp_worker.api.errors import ApiError, refusal
+from llama_cpp_worker.api.errors import MAX_PIECE_BYTES, ApiError, refusal
 from llama_cpp_worker.api.fields import Fields, check_total_length, encodable
 from llama_cpp_worker.api.reply import JSON_TYPE, Head
 from llama_cpp_worker.embedding_queue import EmbeddingRequest
@@ -18,7 +18,7 @@ from llama_cpp_worker.model import Model, PromptTooLong
 from llama_cpp_worker.sampling_params import Bounds
 
 MAX_INPUTS = 2048  # as in OpenAI's API
-ENCODINGS = ("float", "base64")
+BYTES_PER_NUMBER = {"float": 23.0, "base64": 16 / 3}  # in the JSON of the answer
 OFF = "embeddings are off: set `embeddings: true` under `handler` in model-config.yaml, and package the model again"
 
 
@@ -36,8 +36,8 @@ def parse(fields: Fields) -> EmbeddingsInput:
     fields.check_names(("model", "input", "encoding_format", "dimensions"))
     fields.text("model")
     encoding = fields.text("encoding_format") or "float"
-    if encoding not in ENCODINGS:
-        raise refusal("encoding_format", f"must be {' or '.join(ENCODINGS)}")
+    if encoding not in BYTES_PER_NUMBER:
+        raise refusal("encoding_format", f"must be {' or '.join(BYTES_PER_NUMBER)}")
     dimensions = fields.number("dimensions", Bounds(int, 1, 2**31 - 1))
     return EmbeddingsInput(_read_texts(fields.get("input")), encoding, dimensions)
 
@@ -49,6 +49,10 @@ def answer(fields: Fields, model: Model, head: Head) -> "EmbeddingsReply":
     asked = parse(fields)
     if asked.dimensions not in (None, model.embedder.size):
         raise refusal("dimensions", f"this model's embeddings have {model.embedder.size:,} numbers; leave it out")
+    n_bytes = len(asked.texts) * model.embedder.size * BYTES_PER_NUMBER[asked.encoding]
+    if n_bytes > MAX_PIECE_BYTES:
+        problem = f"{len(asked.texts):,} embeddings make an answer of about {n_bytes:,.0f} bytes"
+        raise refusal("input", f"{problem}, and at most {MAX_PIECE_BYTES:,} are possible: send fewer texts at once")
     requests = [
         EmbeddingRequest(_tokens(text, "input" if len(asked.texts) == 1 else f"input[{index}]", model))
         for index, text in enumerate(asked.texts)

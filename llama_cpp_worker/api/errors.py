@@ -5,6 +5,10 @@ from typing import TypeVar
 
 from llama_cpp_worker.sampling_params import InvalidParameter
 
+# TorchServe ends a worker, and with it all answers, at a message that is longer than max_response_size: by default
+# 6,553,500 bytes. config.properties allows more, because a message has the pieces of all requests.
+MAX_PIECE_BYTES = 6_000_000
+
 T = TypeVar("T")
 Argument = TypeVar("Argument")
 
@@ -37,6 +41,14 @@ class ApiError(Exception):
 
 def refusal(param: str, problem: str, code: str | None = None) -> ApiError:
     return ApiError(f"{param}: {problem}.", param=param, code=code)
+
+
+def too_long(piece: str) -> ApiError | None:
+    """The error to send instead of a piece of an answer that is too long for TorchServe."""
+    if len(piece) <= MAX_PIECE_BYTES // 4 or (n_bytes := len(piece.encode())) <= MAX_PIECE_BYTES:
+        return None
+    problem = f"The answer has {n_bytes:,} bytes, but TorchServe passes on at most {MAX_PIECE_BYTES:,} at once"
+    return ApiError(f"{problem}: send fewer prompts or texts, or request fewer log probabilities.", code="too_long")
 
 
 def checked(check: Callable[[Argument], T], value: Argument) -> T:

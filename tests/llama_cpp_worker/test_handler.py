@@ -175,3 +175,19 @@ def test_a_bug_in_an_answer_fails_this_answer_only(server: Server, monkeypatch: 
     answers = server.answers(bug={**GOOD, "seed": 7}, good=GOOD)
     assert message(answers["bug"]) == UNEXPECTED_ERROR
     assert answers["good"] == "good>abcd"
+
+
+def test_an_answer_that_torchserve_cannot_pass_on_is_an_error_instead(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Reply.next_piece
+
+    def next_piece(reply: Reply) -> str:
+        piece = original(reply)
+        return piece * 2_000_000 if reply.requests[0].params.seed == 7 else piece
+
+    monkeypatch.setattr(Reply, "next_piece", next_piece)
+    answers = server.answers(large={**GOOD, "seed": 7}, good=GOOD)
+    assert message(answers["large"]).startswith("The answer has 18,000,000 bytes, but TorchServe passes on at most")
+    assert answers["good"] == "good>abcd"
+    assert server.answers(later=GOOD)["later"] == "good>abcd"

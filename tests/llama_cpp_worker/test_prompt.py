@@ -58,3 +58,13 @@ def test_a_prompt_that_the_model_cannot_take_is_refused(
     with pytest.raises(ApiError, match=problem) as refusal:
         tokens_of(body, model)
     assert (refusal.value.param, refusal.value.code) == (param, code)
+
+
+def test_more_log_probabilities_than_an_answer_can_have_are_refused(model: Model) -> None:
+    body = {"prompt": [[5] * 400] * 100, "echo": True, "max_tokens": 1, "logprobs": 3}
+    request = FAMILIES["v1/completions"].parse(read_body({"body": body}))
+    assert len(prepare(request, model).prompts) == 100
+    request = FAMILIES["v1/completions"].parse(read_body({"body": body | {"logprobs": 5}}))
+    with pytest.raises(ApiError, match="240,000 log probabilities of the prompt are too many") as refusal:
+        prepare(request, model)
+    assert refusal.value.param == "logprobs"

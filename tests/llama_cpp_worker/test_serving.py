@@ -209,6 +209,13 @@ def test_an_unknown_path_is_404(server: ServerConfig) -> None:
     assert "/v1/chat/completions" in answer.json()["error"]["message"]
 
 
+def test_an_answer_that_would_end_the_worker_is_refused_and_the_worker_goes_on(server: ServerConfig) -> None:
+    stream = Stream(server, chat_body("Count.", max_tokens=200, ignore_eos=True)).start().wait_for_text()
+    answer = post(server, {"content": "a b " * 250_000, "with_pieces": True}, f"{MODEL_PATH}/1.0/tokenize")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "too_long")
+    assert stream.finish().is_done, stream.failure
+
+
 def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers(server: ServerConfig) -> None:
     models = requests.get(f"{server.inference_url}{MODEL_PATH}/1.0/v1/models", headers=headers(server), timeout=60)
     window = models.json()["data"][0]["meta"]["context_window"]

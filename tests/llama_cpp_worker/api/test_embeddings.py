@@ -137,3 +137,11 @@ def test_without_an_embedder_the_refusal_names_the_setting(file: Path) -> None:
     model.close()
     assert "embeddings: true" in str(refusal)
     assert refusal.status == 400
+
+
+def test_more_numbers_than_an_answer_can_have_are_refused(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert model.embedder is not None
+    monkeypatch.setattr("llama_cpp_worker.api.embeddings.MAX_PIECE_BYTES", 10 * 23 * model.embedder.size)
+    assert len(reply_to(model, input=["a"] * 10).requests) == 10
+    assert "send fewer texts at once" in str(refusal_of(model, input=["a"] * 11))
+    assert len(reply_to(model, input=["a"] * 11, encoding_format="base64").requests) == 11
