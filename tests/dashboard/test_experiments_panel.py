@@ -152,7 +152,7 @@ def test_failed_experiment_says_why_and_restores_the_old_settings(page: Page, li
     before = served(light_server)
     (light_server.home / "refuse_batch_size").write_text("16")
     type_into(page, "Values", "1, 16")
-    start(page, "2 runs")
+    start(page, "2 runs, 32 requests, 1,024 tokens to generate.")
     reason = re.compile(r"batch size 16 does not fit in memory.*\(1 of 2 runs")
     expect(page.get_by_text(reason)).to_be_visible(timeout=LONG)
     expect(page.get_by_text("Tokens per second", exact=True)).to_be_visible()
