@@ -19,7 +19,7 @@ from openai import AsyncOpenAI
 
 set_tracing_disabled(True)
 weather = function_tool(get_weather)
-LIMITS = {"temperature": 0, "max_tokens": 600}  # the SDK takes a response that is cut for an error
+LIMITS = {"temperature": 0, "max_tokens": 300}  # the SDK takes a response that is cut for an error
 
 
 def client(key=KEY):
