@@ -141,6 +141,7 @@ def prepare_schema(schema: object, place: str) -> Schema:
     """A client's JSON schema in the form for llguidance. Raises InvalidParameter; `place` comes first in its name."""
     try:
         prepared = PreparedSchema(schema)
+        _check_length(prepared.document)
         if problem := _schema_problem(prepared.document):
             raise prepared.refusal(problem, _schema_problem)
     except SchemaError as error:
@@ -154,12 +155,23 @@ def _compile_schema(schema: object, place: str) -> str:
     return LLMatcher.grammar_from_json_schema(json.dumps(document), overrides=JSON_OPTIONS)
 
 
+def _check_length(schema: Schema) -> None:
+    """Raises SchemaError. Does not write the whole schema: what uniqueItems lists can have gigabytes."""
+    length = 0
+    try:
+        for piece in json.JSONEncoder(allow_nan=False).iterencode(schema):
+            length += len(piece)
+            if length > MAX_SCHEMA_LENGTH:
+                problem = f"is too long: at most {MAX_SCHEMA_LENGTH:,} characters are possible without its remarks"
+                raise SchemaError("schema", problem)
+    except (ValueError, RecursionError) as error:
+        raise SchemaError("schema", f"has a value that JSON cannot express: {error}") from error
+
+
 def _schema_problem(schema: Schema) -> str:
     """Why llguidance cannot honour a prepared schema; nothing if it can."""
     try:
         text = json.dumps(schema, allow_nan=False)
-        if len(text) > MAX_SCHEMA_LENGTH:
-            return f"has {len(text):,} characters without its remarks; at most {MAX_SCHEMA_LENGTH:,} are possible"
         return _problem(LLMatcher.grammar_from_json_schema(text, overrides=JSON_OPTIONS))
     except (ValueError, RecursionError) as error:  # NaN, half of a surrogate pair, 128 levels
         return f"has a value that JSON cannot express: {error}"

@@ -20,7 +20,9 @@ from urllib.parse import unquote
 MAX_SUBSCHEMAS = 2000
 MAX_DEPTH = 60  # each one adds up to two levels of JSON, and llguidance parses 128
 LARGEST = 2**53 - 1  # beyond it, many readers of JSON round integers
+MAX_COMBINED_PATTERNS = 8  # llguidance intersects them: 14 took 6 s, and one more each time doubles that
 MAX_UNIQUE_VALUES = 5  # of uniqueItems: 326 arrays
+MAX_SEARCHED = 50  # subschemas, each compiled, to find the place of an error
 MAX_MULTIPLE = 10_000  # of multipleOf without its decimal point; the time of llguidance grows with it
 
 Schema = dict[str, object]
@@ -76,12 +78,16 @@ class PreparedSchema:
         self._visited: list[tuple[str, Schema]] = []
         self._combined: str | None = None  # the first place that combines schemas
         self._multiples: list[str] = []  # places of multipleOf
+        self._patterns: list[str] = []  # places of pattern and format
         self._one_of: str | None = None  # the first place of a oneOf that is not of objects alone
         document = self._visit(schema, "schema", 0, frozenset())
         if not isinstance(document, dict):
             raise SchemaError("schema", "allows nothing")
         if self._combined and len(self._multiples) > 1:
             raise SchemaError(self._multiples[1], "is supported once in a schema that combines schemas")
+        if self._combined and len(self._patterns) > MAX_COMBINED_PATTERNS:
+            problem = f"is supported {MAX_COMBINED_PATTERNS} times in a schema that combines schemas"
+            raise SchemaError(self._patterns[MAX_COMBINED_PATTERNS], problem)
         for _, part in self._visited:
             required = part.get("required")
             names = part.get("properties")
@@ -98,7 +104,7 @@ class PreparedSchema:
         """The error for what llguidance says of `document`, with its place. `problem_of` compiles a smaller schema."""
         if problem.startswith("oneOf"):
             return SchemaError(f"{self._one_of}.oneOf", "has alternatives that may overlap; anyOf is supported")
-        for place, part in self._visited:
+        for place, part in self._visited[:MAX_SEARCHED]:
             alone = {name: value for name, value in part.items() if name not in COMBINATIONS}
             if found := problem_of(map_subschemas(alone, lambda child, _: False if child is False else {})):
                 return SchemaError(place, found)
@@ -169,7 +175,7 @@ class PreparedSchema:
         target = self._root
         for part in reference.split("/")[1:]:
             key = unquote(part).replace("~1", "/").replace("~0", "~")
-            if isinstance(target, list) and key.isdecimal() and int(key[:9]) < len(target):
+            if isinstance(target, list) and key.isdecimal() and len(key) < 10 and int(key) < len(target):
                 target = target[int(key)]
             elif isinstance(target, dict) and key in target:
                 target = target[key]
@@ -196,6 +202,8 @@ class PreparedSchema:
                 value = schema.get(bound)
                 if isinstance(value, int | float) and value * limit > LARGEST * LARGEST:
                     schema[bound] = limit
+        self._patterns += [f"{place}.{name}" for name in ("pattern", "format") if name in schema]
+        self._patterns += [f"{place}.patternProperties"] * len(_mapping(schema.get("patternProperties")))
         multiple = schema.get("multipleOf")
         if isinstance(multiple, int) or (isinstance(multiple, float) and math.isfinite(multiple)):
             self._multiples.append(f"{place}.multipleOf")
@@ -243,3 +251,7 @@ class PreparedSchema:
                 return
             del schema["propertyNames"]
             schema["additionalProperties"] = False
+
+
+def _mapping(value: object) -> dict[str, object]:
+    return value if isinstance(value, dict) else {}

@@ -91,8 +91,17 @@ def read_tools(body: Mapping[str, object]) -> ToolSet | None:
         raise InvalidParameter(place, "must be a list of functions")
     if len(tools or []) > MAX_TOOLS:
         raise InvalidParameter(place, f"has {len(tools or [])} functions; at most {MAX_TOOLS} are possible")
-    functions = [_read_tool(tool, f"{place}[{index}]", is_old=is_old) for index, tool in enumerate(tools or [])]
-    _check_together(functions, place)
+    functions: list[Function] = []
+    n_characters = 0
+    for index, tool in enumerate(tools or []):
+        function = _read_tool(tool, f"{place}[{index}]", is_old=is_old)
+        n_characters += len(json.dumps(function.schema))
+        if n_characters > MAX_TOTAL_LENGTH:  # before the next one is compiled
+            problem = f"the schemas are too long together: at most {MAX_TOTAL_LENGTH:,} characters are possible"
+            raise InvalidParameter(place, f"{problem} without their remarks")
+        if any(function.name == other.name for other in functions):
+            raise InvalidParameter(f"{place}[{index}]", f"{function.name[:40]} is defined twice")
+        functions.append(function)
     allowed, mode = _read_choice(choice, choice_place, [function.name for function in functions])
     if not functions:
         return None
@@ -144,17 +153,6 @@ def _read_tool(tool: object, place: str, *, is_old: bool) -> Function:
         raise InvalidParameter(place, "must be an object with name and parameters")
     parameters = function.get("parameters")
     return read_function(function.get("name"), function.get("description"), parameters, place, f"{place}.parameters")
-
-
-def _check_together(functions: Sequence[Function], place: str) -> None:
-    names = [function.name for function in functions]
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            raise InvalidParameter(f"{place}[{index}]", f"{name[:40]} is defined twice")
-    length = sum(len(json.dumps(function.schema)) for function in functions)
-    if length > MAX_TOTAL_LENGTH:
-        problem = f"the schemas have {length:,} characters without their remarks; "
-        raise InvalidParameter(place, problem + f"at most {MAX_TOTAL_LENGTH:,} are possible")
 
 
 def _read_choice(

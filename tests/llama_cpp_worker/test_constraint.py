@@ -255,6 +255,20 @@ def nested(depth: int) -> dict[str, object]:
         ({"type": "object", "required": ["a"], "additionalProperties": False}, "schema: .*'a'"),
         (nested(70), "nested"),
         ({"anyOf": [{"type": "string"}] * 3000}, "more than"),
+        ({"type": "array", "items": {"enum": [c * 20_000 for c in "abcde"]}, "uniqueItems": True}, "at most 65,536"),
+        (
+            {
+                "type": "object",
+                "propertyNames": {"enum": [str(n) for n in range(100)]},
+                "additionalProperties": {"const": "x" * 50_000},
+            },
+            "at most 65,536",
+        ),
+        (
+            {"allOf": [{"type": "string", "pattern": f".*a{n}.*"} for n in range(20)]},
+            r"schema.allOf\[8\].pattern: is supported 8 times",
+        ),
+        ({"anyOf": [{"$ref": "#/anyOf/0000000009"}]}, "there is no"),
         ({"enum": ["x" * 1_000_000]}, "at most 65,536"),
         ({"type": {"a": "é" * 60, "b": 1}}, "schema: "),
         ({"pattern": ["aé" * 100]}, "schema: llguidance cannot process it"),

@@ -214,3 +214,10 @@ def test_text_goes_on_at_once() -> None:
 def test_a_required_call_that_was_cut_leaves_no_text() -> None:
     for length in range(len(HEAD) - 20):
         assert shown(deltas_of(HEAD[:length], choice="required")) == ""
+
+
+def test_schemas_that_are_too_long_together_are_refused_before_the_others_are_compiled() -> None:
+    names = [tool(f"f{n}", {"type": "object", "properties": {"a": {"const": "x" * 60_000}}}) for n in range(3)]
+    with pytest.raises(InvalidParameter, match="at most 131,072 characters") as refusal:
+        read(*names, {"type": "function", "function": {"name": ""}})
+    assert refusal.value.name == "tools"
