@@ -170,16 +170,25 @@ class LlamaCppHandler:
             try:
                 pieces[index] = reply.next_piece()
                 if error := too_long(pieces[index]):
-                    pieces[index] = reply.fail(str(error))
+                    pieces[index] = reply.fail(error)
             except Exception:  # a bug ends its own answer, not the whole batch
                 logger.exception("request %s failed", request_id)
-                pieces[index] = reply.fail(UNEXPECTED_ERROR)
+                pieces[index] = self._fail(request_id, reply)
             is_last[index] = reply.is_finished
             if reply.is_finished:
                 self._close(request_id)
                 is_last[index] = True if reply.n_pieces > 1 else None  # None: a whole answer in one message
         torchserve_worker.set_stream_ends(context, is_last)
         return pieces
+
+    def _fail(self, request_id: str, reply: Reply | EmbeddingsReply) -> str:
+        """Ends an answer after a bug, even if the bug is in the code that reports it."""
+        error = ApiError(UNEXPECTED_ERROR, status=500)
+        try:
+            return reply.fail(error)
+        except Exception:
+            logger.exception("request %s failed to fail", request_id)
+            return json.dumps(error.body())
 
     def _close(self, request_id: str) -> None:
         """Forgets a reply and cancels its unfinished requests."""

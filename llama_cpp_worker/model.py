@@ -34,7 +34,7 @@ from llama_cpp_worker.embedder import Embedder, EmbeddingError
 from llama_cpp_worker.reasoning import MARKS
 from llama_cpp_worker.sampler import Sampler, Vocabulary, log_probabilities
 from llama_cpp_worker.sampling_params import SampledToken, SamplingParams, TokenLogprob
-from llama_cpp_worker.tool_formats import CALL_MARKS, Message
+from llama_cpp_worker.tool_formats import CALL_MARKS, Message, with_parsed_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,8 @@ NO_ROOM_IN_CACHE = 1  # llama_decode's return value
 MIN_OUTPUTS = 64
 # The settings' kv_cache_type: llama.cpp's number and the bytes of a value. A block of q8_0 has 32 values and a scale.
 KV_CACHE_TYPES = {"f16": (llama_cpp.GGML_TYPE_F16, 2.0), "q8_0": (llama_cpp.GGML_TYPE_Q8_0, 34 / 32)}
+MAX_TEXT_BYTES = 1_048_576  # of a text: it is tokenized in 0.5 s, in which no answer goes on;
+MAX_BYTES_PER_TOKEN = 8  # more for a large context window
 SPEED_TEST_TOKENS = 32  # 0.1 s for 135M parameters, 2 s for 7B (2 cores)
 
 
@@ -243,7 +245,9 @@ class Model:
                 return {marked(name): marked(part) for name, part in value.items()}
             return [marked(part) for part in value] if isinstance(value, list) else value
 
-        text = self.template.render(marked(list(messages)), marked(list(tools)), continues_answer=continues_answer)
+        messages = with_parsed_arguments(messages)  # before marks are set: JSON may spell a control token with escapes
+        text = self.template.render(marked(messages), marked(list(tools)), continues_answer=continues_answer)
+        self._check_size(text)
         parts = text.split(mark)  # every second part is a control token's name from a message
         if len(parts) == 1:  # BOS is in the template's text already
             return self._tokenize(text, add_special=self.template.is_raw, parse_special=True)
@@ -472,12 +476,19 @@ class Model:
         except TemplateError as error:
             raise ModelLoadError(f"'{self.path}': {error}.") from error
 
-    def _tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+    def _check_size(self, text: str) -> bytes:
+        """The text as UTF-8. Raises PromptTooLong, also for a text whose tokens could fit, but would take too long."""
         raw = text.encode()
         if len(raw) > self.window * self._longest_piece:
             n_tokens = len(raw) // self._longest_piece
             raise PromptTooLong(f"at least {n_tokens:,} tokens, but the context window has {self.window:,}")
-        room = len(raw) + 2  # a token is at least a byte; BOS and EOS come on top
+        if len(raw) > (limit := max(MAX_TEXT_BYTES, MAX_BYTES_PER_TOKEN * self.window)):
+            raise PromptTooLong(f"{len(raw):,} bytes of text are too many, at most {limit:,} are possible")
+        return raw
+
+    def _tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        raw = self._check_size(text)
+        room = len(raw) + 3  # a token is at least a byte; BOS, EOS and the space before a text come on top
         tokens = (llama_cpp.llama_token * room)()
         count = llama_cpp.llama_tokenize(self._vocab, raw, len(raw), tokens, room, add_special, parse_special)
         assert count >= 0, "a text has more tokens than bytes"

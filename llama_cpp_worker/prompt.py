@@ -7,15 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from llama_cpp_worker.answer import answer_rules
-from llama_cpp_worker.api.errors import refusal
+from llama_cpp_worker.api.errors import refusal, too_many_reports
 from llama_cpp_worker.api.request import GenerationRequest
 from llama_cpp_worker.chat_template import TemplateError
 from llama_cpp_worker.constraint import compile_constraint
 from llama_cpp_worker.model import InfillUnsupported, Model, PromptTooLong
 from llama_cpp_worker.output import OutputParser, PlainParser
 from llama_cpp_worker.sampling_params import InvalidParameter
-
-MAX_REPORTS = 200_000  # about 6 MB of JSON, and 40 MB while they are collected
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +39,10 @@ def prepare(request: GenerationRequest, model: Model) -> Prepared:
         _check_length(tokens, model.window, param)
         prompts.append(tokens)
         texts.append(prompt if isinstance(prompt, str) else model.detokenize(prompt) if request.echo else "")
-    if request.echo and request.logprobs is not None:
-        _check_reports(sum(map(len, prompts)) * request.n * (1 + request.logprobs))
+    if request.echo:
+        n_tokens = sum(map(len, prompts)) * request.n
+        if error := too_many_reports(n_tokens, request.logprobs):
+            raise error
     first_pieces = [model.piece(tokens[0], shows_control=True) for tokens in prompts]
     return Prepared(prompts, texts, first_pieces, compile_constraint(request.params), PlainParser)
 
@@ -87,13 +87,6 @@ def _check_length(tokens: Sequence[int], window: int, param: str) -> None:
     if len(tokens) >= window:
         problem = f"{len(tokens):,} tokens do not fit, since the context window has {window:,} and "
         raise refusal(param, problem + "the completion needs at least one", "context_length_exceeded")
-
-
-def _check_reports(count: int) -> None:
-    """Raises ApiError for more log probabilities of prompts than one answer can have."""
-    if count > MAX_REPORTS:
-        problem = f"{count:,} log probabilities of the prompt are too many for one answer, at most {MAX_REPORTS:,} are"
-        raise refusal("logprobs", f"{problem} possible: send fewer prompts, or request fewer likeliest tokens")
 
 
 def _check_tokens(param: str, tokens: Iterable[int], n_vocab: int) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from llama_cpp_worker.json_values import json_problem
+
 Message = dict[str, Any]  # role and content, for some also tool_calls, tool_call_id …
 
 
@@ -149,12 +151,13 @@ def as_text(
         elif role == "tool":
             role, content = "user", f"<tool_response>\n{content}\n</tool_response>"
         if message["role"] in ("tool", "user") and converted and converted[-1].get("is_result"):
-            converted[-1]["content"] += f"\n{content}"  # templates want user and assistant in turn
+            converted[-1]["texts"].append(content)  # templates want user and assistant in turn
         else:
-            converted.append({"role": role, "content": content, "is_result": message["role"] == "tool"})
+            converted.append({"role": role, "texts": [content], "is_result": message["role"] == "tool"})
+    converted = [{"role": message["role"], "content": "\n".join(message["texts"])} for message in converted]
     if tools:
         _describe(converted, tools, form, has_system=has_system)
-    return [{"role": message["role"], "content": message["content"]} for message in converted]
+    return converted
 
 
 def _describe(messages: list[Message], tools: Sequence[Message], form: CallFormat, *, has_system: bool) -> None:
@@ -184,13 +187,27 @@ def _with_object(call: Message, form: CallFormat) -> Message:
     return call | {"function": arguments} | ({"id": _short_id(call["id"])} if form.ids else {})
 
 
-def _parsed(arguments: str) -> object:
+def with_parsed_arguments(messages: Sequence[Message]) -> list[Message]:
+    """The messages with the arguments of calls as objects; as the text that they are if they are no JSON."""
+    parsed = []
+    for message in messages:
+        if calls := message.get("tool_calls"):
+            functions = [call["function"] | {"arguments": _parsed(call["function"]["arguments"])} for call in calls]
+            calls = [call | {"function": function} for call, function in zip(calls, functions, strict=True)]
+            message = message | {"tool_calls": calls}
+        parsed.append(message)
+    return parsed
+
+
+def _parsed(arguments: object) -> object:
+    """Arguments that are an object already stay."""
+    if not isinstance(arguments, str):
+        return arguments
     try:
         value = json.loads(arguments)
-        json.dumps(value)
     except (ValueError, RecursionError):  # a client may have cut it: the model sees what there is
         return arguments
-    return value
+    return arguments if json_problem(value) else value
 
 
 def _short_id(identity: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from llama_cpp_worker.api.errors import ApiError, checked, refusal
 from llama_cpp_worker.api.fields import Fields, encodable
-from llama_cpp_worker.api.messages import read_text
+from llama_cpp_worker.api.messages import check_count, read_text
 from llama_cpp_worker.api.naming import errors_name
 from llama_cpp_worker.api.request import SAMPLING_NAMES, GenerationRequest, Message, read_params
 from llama_cpp_worker.tools import ToolSet, read_tools
@@ -97,6 +97,8 @@ def read_messages(messages: object, system: object) -> list[Message]:
     """The messages for the chat template: a result of a tool becomes a message of its own. Raises ApiError."""
     if not isinstance(messages, list) or not messages:
         raise refusal("messages", "must be a list of at least one message")
+    blocks = [block for message in messages if isinstance(message, dict) for block in _blocks(message)]
+    check_count([*messages, *blocks], "messages")
     read = _read_system(system)
     for index, message in enumerate(messages):
         place = f"messages[{index}]"
@@ -111,6 +113,11 @@ def read_messages(messages: object, system: object) -> list[Message]:
         else:
             read.append(_read_assistant(content, place))
     return read
+
+
+def _blocks(message: dict[str, object]) -> list[object]:
+    content = message.get("content")
+    return content if isinstance(content, list) else []
 
 
 def _read_system(system: object) -> list[Message]:

@@ -62,8 +62,8 @@ class AnthropicFormat:
         ]
         return json.dumps(self._message(blocks, choice.request) | self._stop(choice))
 
-    def failure(self, message: str) -> str:
-        body = error_body(ApiError(message, status=500))
+    def failure(self, error: ApiError) -> str:
+        body = error_body(error)
         return _data("error", body) if self._request.stream else json.dumps(body)
 
     def _add(self, delta: Delta) -> str:
@@ -111,10 +111,10 @@ class AnthropicFormat:
     def _stop(self, choice: Choice) -> dict[str, object]:
         stop_string = choice.request.stop_string
         reason = {"stop": "end_turn", "tool_calls": "tool_use"}.get(choice.finish_reason or "")
-        if choice.finish_reason == "length":
+        if choice.finish_reason == "length" and stop_string is None:
             is_limit = len(choice.request.completion) == self._request.params.max_tokens
             reason = "max_tokens" if is_limit else "model_context_window_exceeded"
-        elif choice.finish_reason == "stop" and stop_string is not None:
+        elif choice.finish_reason != "tool_calls" and stop_string is not None:
             reason = "stop_sequence"
         return {"stop_reason": reason, "stop_sequence": stop_string if reason == "stop_sequence" else None}
 

@@ -75,7 +75,7 @@ class EmbeddingsReply:
         self.n_pieces = 0
         self._encoding = encoding
         self._head = head
-        self._error: str | None = None
+        self._error: ApiError | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -88,10 +88,10 @@ class EmbeddingsReply:
             return self.fail(self._failure)
         return json.dumps(self._body()) if self.is_finished else ""
 
-    def fail(self, message: str) -> str:
+    def fail(self, error: ApiError) -> str:
         """Ends the answer with an error."""
-        self._error = message
-        return json.dumps(ApiError(message, status=500).body())
+        self._error = error
+        return json.dumps(error.body())
 
     def summary(self) -> str:
         """Counts, seconds and ends of the answer, for the log."""
@@ -101,8 +101,9 @@ class EmbeddingsReply:
         return f"{len(self.requests)} embeddings of {n_tokens} tokens, {seconds:.2f} s, {ends}"
 
     @property
-    def _failure(self) -> str | None:
-        return self._error or next((request.error for request in self.requests if request.error), None)
+    def _failure(self) -> ApiError | None:
+        message = next((request.error for request in self.requests if request.error), None)
+        return self._error or (None if message is None else ApiError(message, status=500))
 
     def _body(self) -> dict[str, object]:
         n_tokens = sum(len(request.tokens) for request in self.requests)

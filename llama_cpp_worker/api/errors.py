@@ -1,5 +1,6 @@
 """The errors that the API answers. Knows no request."""
 
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -8,6 +9,7 @@ from llama_cpp_worker.sampling_params import InvalidParameter
 # TorchServe ends a worker, and with it all answers, at a message that is longer than max_response_size: by default
 # 6,553,500 bytes. config.properties allows more, because a message has the pieces of all requests.
 MAX_PIECE_BYTES = 6_000_000
+MAX_REPORTS = 200_000  # log probabilities: about 6 MB of JSON, and 40 MB while they are collected
 
 T = TypeVar("T")
 Argument = TypeVar("Argument")
@@ -51,12 +53,23 @@ def too_long(piece: str) -> ApiError | None:
     return ApiError(f"{problem}: send fewer prompts or texts, or request fewer log probabilities.", code="too_long")
 
 
+def too_many_reports(n_tokens: int, logprobs: int | None) -> ApiError | None:
+    """The refusal of more log probabilities than one answer can have. logprobs: how many for each token beside it."""
+    count = 0 if logprobs is None else n_tokens * (1 + logprobs)
+    if count <= MAX_REPORTS:
+        return None
+    problem = f"{count:,} log probabilities are too many for one answer, at most {MAX_REPORTS:,} are possible"
+    return refusal("logprobs", f"{problem}: send fewer prompts, or request fewer of them", "too_long")
+
+
 def checked(check: Callable[[Argument], T], value: Argument) -> T:
     """`check(value)`. Raises ApiError for InvalidParameter."""
     try:
         return check(value)
     except InvalidParameter as error:
-        raise refusal(error.name, error.problem) from error
+        refused = refusal(error.name, error.problem)
+        refused.logged_as = re.split(r"\.(?:parameters|input_schema)\b", error.name)[0]  # then come names of the client
+        raise refused from error
 
 
 def unknown(param: str) -> ApiError:

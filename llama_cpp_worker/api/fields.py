@@ -8,6 +8,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 
 from llama_cpp_worker.api.errors import ApiError, refusal, unknown
+from llama_cpp_worker.json_values import json_problem
 from llama_cpp_worker.sampling_params import Bounds, InvalidParameter
 
 # Accepted with any value: labels, and hints about caches, speed and storage. They never change a text.
@@ -124,6 +125,8 @@ def read_body(fields: Mapping[str, object]) -> Fields:
             raise ApiError(f"The body is not valid JSON{at}.", code="invalid_json") from error
     if not isinstance(body, dict):
         raise ApiError('The body must be a JSON object such as {"prompt": "…"}.', code="invalid_json")
+    if problem := json_problem(body):
+        raise ApiError(f"The body {problem}.", code="invalid_json")
     return Fields(body)
 
 

@@ -17,6 +17,7 @@ ROLES = {
     "tool": "tool",
     "function": "tool",  # before there were tool calls
 }
+MAX_MESSAGES = 10_000  # a template renders them in 0.1 s, in which no answer goes on
 TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 UNSUPPORTED = ("audio", "images", "prefix")  # would change the answer
 
@@ -29,7 +30,14 @@ def read_messages(messages: object, place: str = "messages") -> list[Message]:
     """
     if not isinstance(messages, list) or not messages:
         raise refusal(place, "must be a list of at least one message")
+    check_count(messages, place)
     return [_read_message(f"{place}[{index}]", message) for index, message in enumerate(messages)]
+
+
+def check_count(messages: list[object], place: str) -> None:
+    """Raises ApiError for more messages than a template renders in a moment."""
+    if len(messages) > MAX_MESSAGES:
+        raise refusal(place, f"has {len(messages):,} entries; at most {MAX_MESSAGES:,} are possible")
 
 
 def _read_message(place: str, message: object) -> Message:

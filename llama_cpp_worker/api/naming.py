@@ -20,4 +20,4 @@ def errors_name(names: Mapping[str, str]) -> Iterator[None]:
         for pattern, name in names.items():
             message = re.sub(rf"^{pattern}(?![a-z_])", name, message)
             param = re.sub(rf"^{pattern}(?![a-z_])", name, param)
-        raise ApiError(message, param or None, error.status, error.code) from error
+        raise ApiError(message, param or None, error.status, error.code, error.logged_as) from error

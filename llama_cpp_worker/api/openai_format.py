@@ -34,9 +34,9 @@ class OpenAIFormat:
             usage = f"data: {json.dumps(self._head | {'choices': []} | _counts(choices))}\n\n"
         return usage + END_OF_STREAM
 
-    def failure(self, message: str) -> str:
-        error = json.dumps(ApiError(message, status=500).body())
-        return f"data: {error}\n\n" if self._request.stream else error
+    def failure(self, error: ApiError) -> str:
+        body = json.dumps(error.body())
+        return f"data: {body}\n\n" if self._request.stream else body
 
     def event(self, choice: dict[str, object], **extra: object) -> str:
         return f"data: {json.dumps(self._head | {'choices': [choice]} | extra)}\n\n"

@@ -19,6 +19,8 @@ def parse(fields: Fields) -> GenerationRequest:
     if fields.get("messages") is not None:
         if fields.get("prompt") is not None:
             raise refusal("messages", "send either prompt or messages, not both")
+        if fields.flag("echo"):
+            raise refusal("echo", "is not possible for a chat")
         return read_chat(fields)
     prompts = read_prompts(fields.get("prompt"))
     if len(prompts) > 1:

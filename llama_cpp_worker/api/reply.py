@@ -3,11 +3,14 @@
 Knows the engine's requests. A `Format` of the API family knows the shapes.
 """
 
+import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from llama_cpp_worker.api.errors import ApiError, too_many_reports
 from llama_cpp_worker.api.request import GenerationRequest
 from llama_cpp_worker.api.usage import milliseconds, timings_of, token_counts
 from llama_cpp_worker.engine import Request
@@ -63,9 +66,12 @@ class Choice:
 
     @property
     def finish_reason(self) -> str | None:
-        """stop, length or tool_calls; None while it is generated."""
+        """stop, length or tool_calls; None while it is generated. A stop string within a call cuts it: length."""
         reason = self.request.finish_reason
-        return "tool_calls" if reason == "stop" and self.output.tool_calls else reason
+        if reason != "stop" or not self.output.tool_calls:
+            return reason
+        is_whole = self.request.stop_string is None or is_json(self.output.tool_calls[-1].arguments)
+        return "tool_calls" if is_whole else "length"
 
     def take(self) -> tuple[list[Delta], list[SampledToken]]:
         """What is new since the last call."""
@@ -100,7 +106,7 @@ class Format(Protocol):
     def end_choice(self, choice: Choice, timings: dict[str, object]) -> str: ...
     def end(self, choices: Sequence[Choice]) -> str: ...
     def whole(self, choices: Sequence[Choice], tokens: Sequence[Sequence[SampledToken]]) -> str: ...
-    def failure(self, message: str) -> str: ...
+    def failure(self, error: ApiError) -> str: ...
 
 
 class Reply:
@@ -119,14 +125,17 @@ class Reply:
         self.n_pieces = 0
         self._api_request = api_request
         self._format = make_format(api_request, head)
-        self._error: str | None = None
+        self._error: ApiError | None = None
         self._choices: list[Choice] = []
+        params = api_request.params
+        if api_request.tools is not None and api_request.tools.choice == "required":
+            params = replace(params, stop=())  # the whole answer is a call: a stop string could only break it
         prompt_logprobs = api_request.logprobs if api_request.echo else None
         for prompt, text, first in zip(prepared.prompts, prepared.texts, prepared.first_pieces, strict=True):
             for number in range(api_request.n):
                 request = Request(
                     prompt,
-                    _params_of_choice(api_request.params, number),
+                    _params_of_choice(params, number),
                     logprobs=api_request.logprobs,
                     prompt_logprobs=prompt_logprobs,
                     # Without their template, many instruct models end at once. A raw prompt should get some text.
@@ -155,28 +164,32 @@ class Reply:
         if self._api_request.stream:
             events = "".join(self._new_events(choice) for choice in self._choices)
             return events + self._end_of_stream()
-        if self._failure:
-            return self.fail(self._failure)
+        n_tokens = sum(len(request.completion) for request in self.requests)
+        failure = self._failure or too_many_reports(n_tokens, self._api_request.logprobs)
+        if failure:
+            return self.fail(failure)
         if not self.is_finished:
             return ""
         tokens = [choice.take()[1] for choice in self._choices]
         return self._format.whole(self._choices, tokens)
 
-    def fail(self, message: str) -> str:
+    def fail(self, error: ApiError) -> str:
         """Ends the answer with an error. The status may have been sent already, so the body reports it."""
-        self._error = message
-        return self._format.failure(message)
+        self._error = error
+        return self._format.failure(error)
 
     def summary(self) -> str:
         """Counts, seconds and ends of the answer, for the log."""
         n_prompt, n_cached, n_completion = token_counts(self.requests)
         seconds = max((request.finished_at or request.submitted_at) - request.submitted_at for request in self.requests)
-        ends = ", ".join(str(request.finish_reason) for request in self.requests)
+        counts = Counter(str(request.finish_reason) for request in self.requests)
+        ends = ", ".join(end if count == 1 else f"{count} x {end}" for end, count in counts.items())
         return f"{n_prompt} prompt tokens, {n_cached} cached, {n_completion} completion tokens, {seconds:.2f} s, {ends}"
 
     @property
-    def _failure(self) -> str | None:
-        return self._error or next((request.error for request in self.requests if request.error), None)
+    def _failure(self) -> ApiError | None:
+        message = next((request.error for request in self.requests if request.error), None)
+        return self._error or (None if message is None else ApiError(message, status=500))
 
     def _new_events(self, choice: Choice) -> str:
         if choice.is_ended:
@@ -223,6 +236,14 @@ class Reply:
         if self._failure:
             return self.fail(self._failure)
         return self._format.end(self._choices) if self.is_finished else ""
+
+
+def is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _params_of_choice(params: SamplingParams, number: int) -> SamplingParams:

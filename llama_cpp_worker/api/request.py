@@ -102,6 +102,8 @@ class StreamFlags(TypedDict):
 def read_stream(fields: Fields) -> StreamFlags:
     """The parameters of a stream. Raises ApiError."""
     options = fields.object("stream_options", ("include_usage", "include_obfuscation", "continuous_usage_stats"))
+    if options.flag("continuous_usage_stats"):
+        raise options.refusal("continuous_usage_stats", "this server does not support it; leave it out")
     flags = StreamFlags(
         stream=fields.flag("stream"),
         include_usage=options.flag("include_usage"),

@@ -3,11 +3,12 @@
 Not covered: stored responses and conversations, tools other than functions, pictures and files.
 """
 
+import json
 from collections.abc import Mapping
 
 from llama_cpp_worker.api.errors import checked, refusal
 from llama_cpp_worker.api.fields import Fields, encodable
-from llama_cpp_worker.api.messages import read_text
+from llama_cpp_worker.api.messages import check_count, read_text
 from llama_cpp_worker.api.naming import errors_name
 from llama_cpp_worker.api.request import SAMPLING_NAMES, GenerationRequest, Message, read_params
 from llama_cpp_worker.sampling_params import Bounds
@@ -17,6 +18,8 @@ TOP_LOGPROBS = Bounds(int, 0, 20)
 LOGPROBS = "message.output_text.logprobs"  # a value of `include`; the others are about tools of OpenAI's servers
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
+MAX_LABEL_LENGTH = 16_384  # characters of JSON
+LABELS = ("metadata", "reasoning", "user")
 SHOWN = ("instructions", "metadata", "parallel_tool_calls", "reasoning", "text", "tool_choice", "tools", "user")
 NAMES = SAMPLING_NAMES - {"max_tokens", "max_completion_tokens", "response_format"}
 NAMES |= {*SHOWN, "model", "input", "include", "max_output_tokens", "top_logprobs", "truncation"}
@@ -49,6 +52,9 @@ def parse(fields: Fields) -> GenerationRequest:
     if fields.text("truncation") not in (None, "disabled"):
         raise refusal("truncation", "must be disabled: this server does not shorten the input")
     fields.object("stream_options", ("include_obfuscation",))
+    for name in LABELS:
+        if len(json.dumps(fields.get(name))) > MAX_LABEL_LENGTH:
+            raise refusal(name, f"has more than {MAX_LABEL_LENGTH:,} characters, and every answer repeats it")
     if not isinstance(fields.get("reasoning"), dict | None):
         raise refusal("reasoning", "must be an object")
     limits = {"max_tokens": fields.get("max_output_tokens"), "response_format": _response_format(fields)}
@@ -74,6 +80,7 @@ def read_input(items: object, instructions: str | None) -> list[Message]:
         items = [{"role": "user", "content": items}]
     if not isinstance(items, list) or not items:
         raise refusal("input", "must be a text, or a list of at least one item")
+    check_count(items, "input")
     reader = _InputReader()
     if instructions:
         reader.messages.append({"role": "system", "content": instructions})

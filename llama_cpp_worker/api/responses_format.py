@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from llama_cpp_worker.api.errors import ApiError
 from llama_cpp_worker.api.reply import EVENTS_TYPE, JSON_TYPE, Choice, Head
 from llama_cpp_worker.api.request import GenerationRequest
 from llama_cpp_worker.api.usage import chat_logprobs, token_counts
@@ -28,6 +29,7 @@ class ResponsesFormat:
     def __init__(self, request: GenerationRequest, head: Head) -> None:
         self.content_type = EVENTS_TYPE if request.stream else JSON_TYPE
         self._request = request
+        self._shown = request.shown
         self._head = head
         self._items: list[Item] = []
         self._is_open = False
@@ -71,8 +73,13 @@ class ResponsesFormat:
         self.end_choice(choice, {})
         return json.dumps(self._response(_status(choice), choice.request))
 
-    def failure(self, message: str) -> str:
-        response = self._response("failed") | {"error": {"code": "server_error", "message": message}}
+    def failure(self, error: ApiError) -> str:
+        """Repeats nothing that the client has sent: that may be what has failed."""
+        self._shown = {}
+        if error.code == "too_long":
+            self._items = []
+        problem = {"error": {"code": "server_error", "message": str(error)}}
+        response = problem | self._response("failed") | problem  # first: a client or proxy looks for it there
         return self._event("response.failed", response=response) if self._request.stream else json.dumps(response)
 
     # --- the items
@@ -158,7 +165,7 @@ class ResponsesFormat:
 
     def _response(self, status: str, request: Request | None = None) -> dict[str, object]:
         """OpenAI's response object, with the usage of `request` if it has ended."""
-        params, shown = self._request.params, self._request.shown
+        params, shown = self._request.params, self._shown
         return {
             "id": f"resp_{self._head.request_id}",
             "object": "response",

@@ -193,6 +193,9 @@ def test_names_of_control_tokens_in_definitions_and_calls_stay_text(demo: Model)
     (end,) = demo.tokenize_prompt(name, add_special=False)
     assert tokens.count(end) == 4  # of the system message and the three messages
     assert demo.detokenize(tokens).count(name) == 4 + 7
+    escaped = f'{{"{name}": "{name}"}}'.replace("<", "\\u003c").replace("|", "\\u007C")
+    call["function"] = {"name": "f", "arguments": escaped}
+    assert demo.tokenize_chat(messages, [{"type": "function", "function": description}]) == tokens
 
 
 def test_a_continued_answer_may_be_within_its_reasoning(demo: Model) -> None:

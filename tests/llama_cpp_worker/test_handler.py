@@ -189,5 +189,20 @@ def test_an_answer_that_torchserve_cannot_pass_on_is_an_error_instead(
     monkeypatch.setattr(Reply, "next_piece", next_piece)
     answers = server.answers(large={**GOOD, "seed": 7}, good=GOOD)
     assert message(answers["large"]).startswith("The answer has 18,000,000 bytes, but TorchServe passes on at most")
+    assert json.loads(answers["large"])["error"]["code"] == "too_long"
     assert answers["good"] == "good>abcd"
     assert server.answers(later=GOOD)["later"] == "good>abcd"
+
+
+def test_a_bug_in_the_report_of_a_bug_fails_this_answer_only(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Reply.next_piece
+
+    def next_piece(reply: Reply) -> str:
+        assert reply.requests[0].params.seed != 7, "a bug"
+        return original(reply)
+
+    monkeypatch.setattr(Reply, "next_piece", next_piece)
+    monkeypatch.setattr("llama_cpp_worker.api.openai_format.OpenAIFormat.failure", lambda *_: 1 // 0)
+    answers = server.answers(bug={**GOOD, "seed": 7}, good=GOOD)
+    assert message(answers["bug"]) == UNEXPECTED_ERROR
+    assert answers["good"] == "good>abcd"

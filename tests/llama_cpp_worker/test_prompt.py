@@ -65,6 +65,6 @@ def test_more_log_probabilities_than_an_answer_can_have_are_refused(model: Model
     request = FAMILIES["v1/completions"].parse(read_body({"body": body}))
     assert len(prepare(request, model).prompts) == 100
     request = FAMILIES["v1/completions"].parse(read_body({"body": body | {"logprobs": 5}}))
-    with pytest.raises(ApiError, match="240,000 log probabilities of the prompt are too many") as refusal:
+    with pytest.raises(ApiError, match="240,000 log probabilities are too many") as refusal:
         prepare(request, model)
     assert refusal.value.param == "logprobs"

@@ -11,7 +11,7 @@ from llama_cpp_worker.api.reply import Head, Reply
 from llama_cpp_worker.api.routes import FAMILIES
 from llama_cpp_worker.api.usage import MIN_LOGPROB, timings_of
 from llama_cpp_worker.engine import Request
-from llama_cpp_worker.output import PlainParser
+from llama_cpp_worker.output import PlainParser, ToolCallArguments, ToolCallBegin
 from llama_cpp_worker.prompt import Prepared
 from llama_cpp_worker.sampling_params import SampledToken, SamplingParams, TokenLogprob
 
@@ -281,3 +281,27 @@ def test_several_prompts_have_their_choices_in_order() -> None:
     ]
     assert (answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]) == (14, 12)
     assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 4
+
+
+def test_too_many_generated_log_probabilities_end_an_answer_that_is_not_streamed() -> None:
+    reply = make_reply(COMPLETIONS, {"prompt": ["x"] * 100, "n": 8, "logprobs": 20})
+    for request in reply.requests:
+        request.completion = [0] * 11
+    assert reply.next_piece() == ""
+    reply.requests[0].completion += [0] * 1000
+    assert json.loads(reply.next_piece())["error"]["code"] == "too_long"
+    assert reply.is_finished
+
+
+def test_a_stop_string_within_a_call_does_not_end_it_whole() -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    forced = make_reply(CHAT, {**HELLO, "tools": tools, "tool_choice": "required", "stop": ["a"]})
+    assert [request.params.stop for request in forced.requests] == [()]
+    for arguments, reason in (('{"a": ', "length"), ('{"a": 1}', "tool_calls")):
+        reply = make_reply(CHAT, {**HELLO, "tools": tools, "stop": ["x"]})
+        (choice,) = reply._choices
+        choice.output.add(ToolCallBegin(0, "c", "f"))
+        choice.output.add(ToolCallArguments(0, arguments))
+        choice.request._assembler.push(b"x")
+        choice.request.finish_reason = "stop"
+        assert (choice.request.stop_string, choice.finish_reason) == ("x", reason)

@@ -303,3 +303,51 @@ def test_json_schema_is_llama_servers_form_of_a_response_format() -> None:
     wrong = refusal_of(CHAT, {**HELLO, "json_schema": {"properties": {"a": {"not": {}, "type": "string"}}}})
     assert (wrong.param, str(wrong)[:28]) == ("json_schema", "json_schema.properties.a.not")
     assert refusal_of(CHAT, {**HELLO, "json_schema": {}, "response_format": {"type": "text"}}).param == "json_schema"
+
+
+@pytest.mark.parametrize("path", FAMILIES)
+def test_a_body_that_is_nested_too_deeply_is_refused(path: str) -> None:
+    body = b'{"metadata":' + b'{"a":' * 500 + b"1" + b"}" * 501
+    refusal = refusal_of(path, body)
+    assert refusal.code == "invalid_json"
+    assert "at most 300 levels" in str(refusal)
+    assert refusal_of(path, b'{"metadata": {"a": NaN}}').code == "invalid_json"
+
+
+def test_more_messages_than_a_template_renders_quickly_are_refused() -> None:
+    result = {"role": "tool", "content": "", "tool_call_id": "a"}
+    assert refusal_of(CHAT, {"messages": [*HELLO["messages"], *[result] * 10_000]}).param == "messages"
+    output = {"type": "function_call_output", "call_id": "a", "output": ""}
+    assert refusal_of("v1/responses", {"input": [output] * 10_001}).param == "input"
+    block = {"type": "tool_result", "tool_use_id": "a", "content": ""}
+    body = {"max_tokens": 5, "messages": [{"role": "user", "content": [block] * 10_000}]}
+    assert refusal_of("v1/messages", body).param == "messages"
+
+
+@pytest.mark.parametrize("name", ["metadata", "user", "reasoning"])
+def test_a_label_that_every_response_repeats_is_short(name: str) -> None:
+    refusal = refusal_of("v1/responses", {"input": "Hi", name: {"a": "x" * 20_000}})
+    assert (refusal.param, "16,384 characters" in str(refusal)) == (name, True)
+
+
+def test_the_names_in_a_refused_schema_are_not_logged() -> None:
+    schema = {"type": "object", "properties": {"my secret": {"not": {}, "type": "string"}}}
+    flat = {"name": "f", "parameters": schema}
+    refused = [
+        refusal_of(CHAT, {**HELLO, "tools": [{"type": "function", "function": flat}]}),
+        refusal_of("v1/responses", {"input": "Hi", "tools": [{"type": "function", **flat}]}),
+        refusal_of(
+            "v1/messages",
+            {**HELLO, "max_tokens": 5, "tools": [{"name": "f", "input_schema": schema}]},
+        ),
+    ]
+    for refusal in refused:
+        assert "my secret" in str(refusal)
+        assert "secret" not in refusal.logged_as
+        assert refusal.logged_as.startswith("tools[0]")
+
+
+def test_fields_that_would_change_the_answer_are_refused() -> None:
+    options = {"stream": True, "stream_options": {"continuous_usage_stats": True}}
+    assert refusal_of(CHAT, {**HELLO, **options}).param == "stream_options.continuous_usage_stats"
+    assert refusal_of(PLAIN, {**HELLO, "echo": True}).param == "echo"

@@ -325,3 +325,11 @@ def test_a_schema_is_refused_with_its_place_in_text_format() -> None:
     schema = {"type": "object", "properties": {"name": {"type": "string", "not": {"const": "a"}}}}
     refusal = refusal_of(text={"format": {"type": "json_schema", "name": "x", "schema": schema}})
     assert str(refusal).startswith("text.format.schema.properties.name.not: ")
+
+
+def test_a_failure_repeats_nothing_of_the_client_and_begins_with_the_error() -> None:
+    for reply in (stream(metadata={"a": "my label"}, instructions="my text"), whole(metadata={"a": "my label"})):
+        reply.say(Text("Hi"))
+        failure = reply.reply.fail(ApiError("x", code="too_long"))
+        assert "my " not in failure and "Hi" not in failure
+    assert failure.startswith('{"error"')
