@@ -13,7 +13,7 @@ from llama_cpp_worker.model import Model
 from llama_cpp_worker.output import OutputParser, PlainParser
 from llama_cpp_worker.reasoning import THINK, Marks, ReasoningParser
 from llama_cpp_worker.sampling_params import InvalidParameter, SamplingParams
-from llama_cpp_worker.tool_formats import Message
+from llama_cpp_worker.tool_formats import Message, ends_with_answer
 from llama_cpp_worker.tools import CallParser, ToolSet
 
 
@@ -41,7 +41,7 @@ def answer_rules(
     template = model.template
     calls = tools.rules(template.call_format) if tools is not None and tools.is_active else None
     marks = template.reasoning_marks
-    is_continued = continues_answer and bool(messages) and _is_unfinished(messages[-1])
+    is_continued = continues_answer and ends_with_answer(messages)
     is_open = _is_within(messages[-1]["content"], marks or THINK) if is_continued else template.opens_reasoning
     thought = None
     if is_open or (marks is not None and not shows_reasoning and not is_continued):
@@ -60,10 +60,6 @@ def _text_parser(calls: CallRules | None) -> OutputParser:
 
 def _parser(calls: CallRules | None, marks: Marks, is_open: bool) -> OutputParser:
     return ReasoningParser(_text_parser(calls), marks, is_open=is_open)
-
-
-def _is_unfinished(message: Message) -> bool:
-    return message["role"] == "assistant" and "tool_calls" not in message and bool(message["content"].strip())
 
 
 def _is_within(text: str, marks: Marks) -> bool:

@@ -3,6 +3,7 @@
 Knows no notation of any model (see tools.py and reasoning.py) and no API (see api/).
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -59,3 +60,27 @@ class PlainParser:
 
     def finish(self) -> list[Delta]:
         return []
+
+
+class StepParser:
+    """A parser that is a state machine: `_step` takes what it can from `_pending`, and chooses the next step.
+
+    A step returns None to wait for more text.
+    """
+
+    _pending: str = ""  # what no delta has been made of
+    _step: Callable[[], list[Delta] | None]
+
+    def push(self, text: str) -> list[Delta]:
+        """See OutputParser."""
+        self._pending += text
+        deltas: list[Delta] = []
+        while (found := self._step()) is not None:
+            deltas += found
+        return deltas
+
+
+def overlap(text: str, marks: Iterable[str]) -> int:
+    """Length of the longest end of `text` that is a beginning of one of `marks`, but not all of it."""
+    lengths = (length for mark in marks for length in range(1, len(mark)) if text.endswith(mark[:length]))
+    return max(lengths, default=0)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from llama_cpp_worker.answer import answer_rules
 from llama_cpp_worker.api.errors import refusal, too_many_reports
 from llama_cpp_worker.api.request import GenerationRequest
+from llama_cpp_worker.api.texts import TextOrTokens, place_of
 from llama_cpp_worker.chat_template import TemplateError
 from llama_cpp_worker.constraint import compile_constraint
 from llama_cpp_worker.model import InfillUnsupported, Model, PromptTooLong
@@ -34,8 +35,8 @@ def prepare(request: GenerationRequest, model: Model) -> Prepared:
         return _prepare_chat(request, model)
     prompts, texts = [], []
     for index, prompt in enumerate(request.prompts):
-        param = "prompt" if len(request.prompts) == 1 else f"prompt[{index}]"
-        tokens = _tokenize(prompt, request.suffix, model, param)
+        param = place_of("prompt", index, len(request.prompts))
+        tokens = tokenize_text(prompt, model, param, request.suffix)
         _check_length(tokens, model.window, param)
         prompts.append(tokens)
         texts.append(prompt if isinstance(prompt, str) else model.detokenize(prompt) if request.echo else "")
@@ -48,7 +49,6 @@ def prepare(request: GenerationRequest, model: Model) -> Prepared:
 
 
 def _prepare_chat(request: GenerationRequest, model: Model) -> Prepared:
-    definitions = request.tools.definitions() if request.tools is not None else []
     try:
         rules = answer_rules(
             model,
@@ -58,32 +58,44 @@ def _prepare_chat(request: GenerationRequest, model: Model) -> Prepared:
             shows_reasoning=request.reasoning_format == "none",
             continues_answer=request.continues_answer,
         )
-        tokens = model.tokenize_chat(request.messages, definitions, continues_answer=request.continues_answer)
     except InvalidParameter as error:
         raise refusal(error.name, error.problem) from error
-    except PromptTooLong as error:
-        raise refusal("messages", str(error), "context_length_exceeded") from error
-    except TemplateError as error:
-        raise refusal("messages", str(error)) from error
+    tokens = chat_tokens(request, model)
     _check_length(tokens, model.window, "messages")
     return Prepared([tokens], [""], [b""], rules.constraint, rules.make_parser)
 
 
-def _tokenize(prompt: str | list[int], suffix: str | None, model: Model, param: str) -> list[int]:
-    if not isinstance(prompt, str):
-        _check_tokens(param, prompt, model.n_vocab)
-        return prompt
+def chat_tokens(request: GenerationRequest, model: Model) -> list[int]:
+    """The tokens of a chat's prompt, which need not fit the context window. Raises ApiError."""
+    definitions = request.tools.definitions() if request.tools is not None else []
     try:
-        return model.tokenize_prompt(prompt) if suffix is None else model.tokenize_infill(prompt, suffix)
+        return model.tokenize_chat(request.messages, definitions, continues_answer=request.continues_answer)
+    except PromptTooLong as error:
+        raise refusal("messages", str(error), "context_length_exceeded") from error
+    except TemplateError as error:
+        raise refusal("messages", str(error)) from error
+
+
+def tokenize_text(text: TextOrTokens, model: Model, param: str, suffix: str | None = None) -> list[int]:
+    """At least one token. suffix: the text after a gap. Raises ApiError."""
+    try:
+        if not isinstance(text, str):
+            _check_tokens(param, text, model.n_vocab)
+            tokens = text
+        elif suffix is None:
+            tokens = model.tokenize_prompt(text)
+        else:
+            tokens = model.tokenize_infill(text, suffix)
     except PromptTooLong as error:
         raise refusal(param, str(error), "context_length_exceeded") from error
     except InfillUnsupported as error:
         raise refusal("suffix", str(error)) from error
+    if not tokens:
+        raise refusal(param, "has no tokens")
+    return tokens
 
 
 def _check_length(tokens: Sequence[int], window: int, param: str) -> None:
-    if not tokens:
-        raise refusal(param, "has no tokens")
     if len(tokens) >= window:
         problem = f"{len(tokens):,} tokens do not fit, since the context window has {window:,} and "
         raise refusal(param, problem + "the completion needs at least one", "context_length_exceeded")

@@ -5,7 +5,7 @@ Reasoning is at the beginning of an answer only. Marks in the answer itself are 
 Not covered: channels of gpt-oss, whose template has marks for each message.
 """
 
-from llama_cpp_worker.output import Delta, OutputParser, Reasoning
+from llama_cpp_worker.output import Delta, OutputParser, Reasoning, StepParser, overlap
 
 Marks = tuple[str, str]  # before and after reasoning
 
@@ -28,7 +28,7 @@ def opens_reasoning(prompt: str, marks: Marks) -> bool:
     return prompt.rstrip().endswith(marks[0])
 
 
-class ReasoningParser:
+class ReasoningParser(StepParser):
     """Passes the text after the reasoning to the parser of the answer. An answer without reasoning is all text.
 
     is_open: the prompt ended with the opening mark. Without the closing mark, everything stays reasoning.
@@ -38,27 +38,18 @@ class ReasoningParser:
     def __init__(self, answer: OutputParser, marks: Marks = THINK, *, is_open: bool = False) -> None:
         self._answer = answer
         self._opening, self._closing = marks
-        self._pending = ""
         self._step = self._skip_blanks if is_open else self._find_opening
-
-    def push(self, text: str) -> list[Delta]:
-        """See OutputParser."""
-        self._pending += text
-        deltas: list[Delta] = []
-        while (found := self._step()) is not None:
-            deltas += found
-        return deltas
 
     def finish(self) -> list[Delta]:
         """See OutputParser."""
         if self._step in (self._find_closing, self._skip_blanks):
-            thought = self._pending[: len(self._pending) - _overlap(self._pending, self._closing)].rstrip()
+            thought = self._pending[: len(self._pending) - overlap(self._pending, [self._closing])].rstrip()
             return [Reasoning(thought)] if thought else []
         if self._step in (self._find_opening, self._skip_gap):
             return [*self._answer.push(self._pending), *self._answer.finish()]
         return self._answer.finish()
 
-    # The steps. Each returns None to wait for more text.
+    # --- the steps
 
     def _find_opening(self) -> list[Delta] | None:
         begin = self._pending.lstrip()
@@ -85,7 +76,7 @@ class ReasoningParser:
         if found:
             self._pending, self._step = rest, self._skip_gap
             return [Reasoning(thought.rstrip())] if thought.rstrip() else []
-        certain = self._pending[: len(self._pending) - _overlap(self._pending, self._closing)].rstrip()
+        certain = self._pending[: len(self._pending) - overlap(self._pending, [self._closing])].rstrip()
         self._pending = self._pending[len(certain) :]
         return [Reasoning(certain)] if certain else None
 
@@ -99,8 +90,3 @@ class ReasoningParser:
     def _pass_on(self) -> list[Delta] | None:
         text, self._pending = self._pending, ""
         return self._answer.push(text) if text else None
-
-
-def _overlap(text: str, mark: str) -> int:
-    """Length of the longest end of `text` that is a beginning of `mark`."""
-    return max((length for length in range(1, len(mark)) if text.endswith(mark[:length])), default=0)

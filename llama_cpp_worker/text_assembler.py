@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llama_cpp_worker.output import overlap
 from llama_cpp_worker.sampling_params import SampledToken
 
 
@@ -55,7 +56,7 @@ class TextAssembler:
             # The stop string that ends first: the result does not depend on the pieces.
             _, start, self.stop_string = min(found)
             return self._release(start, drop_rest=True)
-        undecided = max((_overlap(self._pending_text, stop) for stop in self._stop), default=0)
+        undecided = overlap(self._pending_text, self._stop)
         return self._release(len(self._pending_text) - undecided)
 
     def finish(self) -> str:
@@ -77,8 +78,3 @@ class TextAssembler:
         self._pending_text = "" if drop_rest else rest
         self._n_released += length
         return text
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a beginning of `stop`."""
-    return max((length for length in range(1, len(stop)) if text.endswith(stop[:length])), default=0)

@@ -187,6 +187,13 @@ def _with_object(call: Message, form: CallFormat) -> Message:
     return call | {"function": arguments} | ({"id": _short_id(call["id"])} if form.ids else {})
 
 
+def ends_with_answer(messages: Sequence[Message]) -> bool:
+    """Whether the last message is an answer that can be continued: words of the assistant, and no call."""
+    if not messages or messages[-1]["role"] != "assistant" or "tool_calls" in messages[-1]:
+        return False
+    return bool(messages[-1]["content"].strip())
+
+
 def with_parsed_arguments(messages: Sequence[Message]) -> list[Message]:
     """The messages with the arguments of calls as objects; as the text that they are if they are no JSON."""
     parsed = []

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from llama_cpp_worker.answer_grammar import CallRules
 from llama_cpp_worker.constraint import MAX_SCHEMA_LENGTH, prepare_schema
 from llama_cpp_worker.json_schema import COMBINATIONS, Schema
-from llama_cpp_worker.output import Delta, Text, ToolCallArguments, ToolCallBegin
+from llama_cpp_worker.output import Delta, StepParser, Text, ToolCallArguments, ToolCallBegin, overlap
 from llama_cpp_worker.sampling_params import InvalidParameter
 from llama_cpp_worker.tool_formats import CallFormat
 
@@ -202,7 +202,7 @@ def _known_name(choice: object, place: str, names: frozenset[str]) -> str:
     return name
 
 
-class CallParser:
+class CallParser(StepParser):
     """Finds the calls in the text of an answer that follows the grammar of `rules`.
 
     Text after the last call is left out: the grammar has none there, apart from marks.
@@ -216,18 +216,9 @@ class CallParser:
             for name, _ in rules.functions
             for before in rules.form.before_name
         }
-        self._pending = ""  # what no delta has been made of
         self._step = self._find_mark
         self._n_calls = 0
         self._json = _JsonEnd()
-
-    def push(self, text: str) -> list[Delta]:
-        """See OutputParser."""
-        self._pending += text
-        deltas: list[Delta] = []
-        while (found := self._step()) is not None:
-            deltas += found
-        return deltas
 
     def finish(self) -> list[Delta]:
         """See OutputParser."""
@@ -238,7 +229,7 @@ class CallParser:
             return _text_delta(self._pending[: len(self._pending) - n_mark].rstrip())
         return _text_delta(self._pending)
 
-    # The steps. Each returns None to wait for more text.
+    # --- the steps
 
     def _find_mark(self) -> list[Delta] | None:
         if not self._form.mark:
@@ -293,12 +284,8 @@ class CallParser:
         return [] if self._json.is_found else None
 
     def _overlap(self) -> int:
-        """Length of the longest end of the pending text that is a beginning of the mark, or of a call."""
-        marks = [self._form.mark] if self._form.mark else list(self._heads)
-        return max(
-            (length for mark in marks for length in range(1, len(mark)) if self._pending.endswith(mark[:length])),
-            default=0,
-        )
+        """Length of the end of the pending text that may begin a mark, or a call."""
+        return overlap(self._pending, [self._form.mark] if self._form.mark else self._heads)
 
 
 class _JsonEnd:

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from llama_cpp_worker.api.errors import refusal
-from llama_cpp_worker.api.fields import Fields, check_total_length, encodable
+from llama_cpp_worker.api.errors import ApiError, refusal
+from llama_cpp_worker.api.fields import Fields
 from llama_cpp_worker.api.openai_format import OpenAIFormat
 from llama_cpp_worker.api.reply import Choice, Head
 from llama_cpp_worker.api.request import (
@@ -14,6 +14,7 @@ from llama_cpp_worker.api.request import (
     read_params,
     read_stream,
 )
+from llama_cpp_worker.api.texts import TextOrTokens, read_texts
 from llama_cpp_worker.api.usage import CompletionLogprobs
 from llama_cpp_worker.output import Delta, Text
 from llama_cpp_worker.sampling_params import Bounds, SampledToken
@@ -28,7 +29,7 @@ def parse(fields: Fields) -> GenerationRequest:
     """Raises ApiError, which names the parameter."""
     fields.check_names(NAMES)
     fields.text("model")
-    prompts = read_prompts(fields.get("prompt"))
+    prompts = read_prompts(fields)
     suffix = fields.text("suffix") or None
     echo = fields.flag("echo")
     if suffix and (echo or not all(isinstance(prompt, str) for prompt in prompts)):
@@ -44,35 +45,13 @@ def parse(fields: Fields) -> GenerationRequest:
     )
 
 
-def read_prompts(prompt: object) -> list[str | list[int]]:
-    """One prompt or a list of them; each is a text that is not empty, or the tokens of one. Raises ApiError."""
-    if prompt is None:
-        raise refusal("prompt", "is missing; there is nothing to complete")
-    if isinstance(prompt, str) or (isinstance(prompt, list) and _is_tokens(prompt)):
-        return [_read_prompt(prompt, "prompt")]
-    if not isinstance(prompt, list) or not prompt:
-        raise refusal("prompt", "must be a text that is not empty, the tokens of one, or a list of these")
-    if len(prompt) > MAX_PROMPTS:
-        raise refusal("prompt", f"at most {MAX_PROMPTS} prompts are possible in one request")
-    if len(prompt) == 1:
-        return [_read_prompt(prompt[0], "prompt")]
-    prompts = [_read_prompt(one, f"prompt[{index}]") for index, one in enumerate(prompt)]
-    check_total_length(prompts, "prompt")
-    return prompts
-
-
-def _read_prompt(prompt: object, place: str) -> str | list[int]:
-    if isinstance(prompt, str) and prompt:
-        return encodable(prompt, place)
-    if isinstance(prompt, list) and _is_tokens(prompt):
-        return prompt
-    error = refusal(place, "must be a text that is not empty, or the tokens of one")
-    error.param = "prompt"
-    raise error
-
-
-def _is_tokens(prompt: list[object]) -> bool:
-    return bool(prompt) and all(type(token) is int and 0 <= token < 2**31 for token in prompt)
+def read_prompts(fields: Fields) -> list[TextOrTokens]:
+    """The field `prompt`. Raises ApiError with this name as `param`; its message has the place."""
+    try:
+        return read_texts(fields.get("prompt"), "prompt", MAX_PROMPTS)
+    except ApiError as error:
+        error.param = "prompt"
+        raise
 
 
 class CompletionFormat(OpenAIFormat):

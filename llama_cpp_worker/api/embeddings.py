@@ -11,10 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from llama_cpp_worker.api.errors import MAX_PIECE_BYTES, ApiError, refusal
-from llama_cpp_worker.api.fields import Fields, check_total_length, encodable
+from llama_cpp_worker.api.fields import Fields
 from llama_cpp_worker.api.reply import JSON_TYPE, Head
+from llama_cpp_worker.api.texts import TextOrTokens, place_of, read_texts
 from llama_cpp_worker.embedding_queue import EmbeddingRequest
-from llama_cpp_worker.model import Model, PromptTooLong
+from llama_cpp_worker.model import Model
+from llama_cpp_worker.prompt import tokenize_text
 from llama_cpp_worker.sampling_params import Bounds
 
 MAX_INPUTS = 2048  # as in OpenAI's API
@@ -26,7 +28,7 @@ OFF = "embeddings are off: set `embeddings: true` under `handler` in model-confi
 class EmbeddingsInput:
     """texts: texts or lists of tokens. dimensions: how many numbers the client expects of each embedding."""
 
-    texts: list[str | list[int]]
+    texts: list[TextOrTokens]
     encoding: str = "float"
     dimensions: int | None = None
 
@@ -39,7 +41,7 @@ def parse(fields: Fields) -> EmbeddingsInput:
     if encoding not in BYTES_PER_NUMBER:
         raise refusal("encoding_format", f"must be {' or '.join(BYTES_PER_NUMBER)}")
     dimensions = fields.number("dimensions", Bounds(int, 1, 2**31 - 1))
-    return EmbeddingsInput(_read_texts(fields.get("input")), encoding, dimensions)
+    return EmbeddingsInput(read_texts(fields.get("input"), "input", MAX_INPUTS), encoding, dimensions)
 
 
 def answer(fields: Fields, model: Model, head: Head) -> "EmbeddingsReply":
@@ -54,7 +56,7 @@ def answer(fields: Fields, model: Model, head: Head) -> "EmbeddingsReply":
         problem = f"{len(asked.texts):,} embeddings make an answer of about {n_bytes:,.0f} bytes"
         raise refusal("input", f"{problem}, and at most {MAX_PIECE_BYTES:,} are possible: send fewer texts at once")
     requests = [
-        EmbeddingRequest(_tokens(text, "input" if len(asked.texts) == 1 else f"input[{index}]", model))
+        EmbeddingRequest(_tokens(text, place_of("input", index, len(asked.texts)), model))
         for index, text in enumerate(asked.texts)
     ]
     return EmbeddingsReply(requests, asked.encoding, head)
@@ -123,45 +125,11 @@ class EmbeddingsReply:
         return list(embedding)
 
 
-def _tokens(text: str | list[int], place: str, model: Model) -> list[int]:
+def _tokens(text: TextOrTokens, place: str, model: Model) -> list[int]:
     """1 to `window` tokens. Raises ApiError."""
     assert model.embedder is not None
-    window = model.embedder.window
-    try:
-        tokens = model.tokenize_prompt(text) if isinstance(text, str) else text
-    except PromptTooLong as error:
-        raise refusal(place, str(error), "context_length_exceeded") from error
-    if max(tokens, default=0) >= model.n_vocab:
-        raise refusal(place, f"the model's tokens are 0 to {model.n_vocab - 1:,}")
-    if not tokens:
-        raise refusal(place, "has no tokens")
+    tokens, window = tokenize_text(text, model, place), model.embedder.window
     if len(tokens) > window:
         problem = f"{len(tokens):,} tokens do not fit, since the context window has {window:,}"
         raise refusal(place, problem, "context_length_exceeded")
     return tokens
-
-
-def _read_texts(texts: object) -> list[str | list[int]]:
-    if texts is None:
-        raise refusal("input", "is missing; there is no text to embed")
-    if isinstance(texts, str) or (isinstance(texts, list) and _is_tokens(texts)):
-        return [_read_text(texts, "input")]
-    if not isinstance(texts, list) or not texts:
-        raise refusal("input", "must be a text that is not empty, the tokens of one, or a list of these")
-    if len(texts) > MAX_INPUTS:
-        raise refusal("input", f"at most {MAX_INPUTS:,} texts are possible in one request")
-    read = [_read_text(text, f"input[{index}]") for index, text in enumerate(texts)]
-    check_total_length(read, "input")
-    return read
-
-
-def _read_text(text: object, place: str) -> str | list[int]:
-    if isinstance(text, str) and text:
-        return encodable(text, place)
-    if isinstance(text, list) and _is_tokens(text):
-        return text
-    raise refusal(place, "must be a text that is not empty, or the tokens of one")
-
-
-def _is_tokens(text: list[object]) -> bool:
-    return bool(text) and all(type(token) is int and 0 <= token < 2**31 for token in text)

@@ -5,7 +5,7 @@ answer, but is not supported, is refused by name.
 """
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 from llama_cpp_worker.api.errors import ApiError, refusal, unknown
 from llama_cpp_worker.json_values import json_problem
@@ -42,9 +42,6 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
 }
 
 TEXT_FIELDS = ("prompt", "model", "user", "stop", "grammar", "suffix", "content")  # of a form: never parsed as JSON
-
-
-MAX_TEXT_BYTES = 1_048_576  # of all prompts of a request: they are tokenized in 0.5 s, in which no answer goes on
 
 
 class Fields:
@@ -137,14 +134,6 @@ def encodable(text: str, param: str) -> str:
     except UnicodeEncodeError as error:
         raise refusal(param, "has half of a surrogate pair, which is no character") from error
     return text
-
-
-def check_total_length(texts: Iterable[object], param: str) -> None:
-    """Raises ApiError if the texts of a request, without lists of tokens, are too long together."""
-    n_bytes = sum(len(text.encode()) for text in texts if isinstance(text, str))
-    if n_bytes > MAX_TEXT_BYTES:
-        problem = f"has {n_bytes:,} bytes of text; at most {MAX_TEXT_BYTES:,} are possible in one request"
-        raise refusal(param, problem, "context_length_exceeded")
 
 
 def _form_value(name: str, value: object) -> object:

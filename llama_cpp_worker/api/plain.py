@@ -22,7 +22,7 @@ def parse(fields: Fields) -> GenerationRequest:
         if fields.flag("echo"):
             raise refusal("echo", "is not possible for a chat")
         return read_chat(fields)
-    prompts = read_prompts(fields.get("prompt"))
+    prompts = read_prompts(fields)
     if len(prompts) > 1:
         raise refusal("prompt", "several prompts are possible at v1/completions only")
     echo = fields.flag("echo", default=isinstance(prompts[0], str))

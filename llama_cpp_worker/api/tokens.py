@@ -1,11 +1,11 @@
 """llama-server's calls about tokens and prompts, and Anthropic's count of tokens. They need a model, but no slot."""
 
 from llama_cpp_worker.api import anthropic, chat
-from llama_cpp_worker.api.errors import ApiError, refusal
+from llama_cpp_worker.api.errors import refusal
 from llama_cpp_worker.api.fields import Fields
-from llama_cpp_worker.api.request import GenerationRequest
 from llama_cpp_worker.chat_template import TemplateError
 from llama_cpp_worker.model import Model, PromptTooLong
+from llama_cpp_worker.prompt import chat_tokens
 
 MAX_TOKENS = 131_072  # to detokenize in one call: 0.1 s, in which no answer goes on
 
@@ -52,18 +52,8 @@ def apply_template(fields: Fields, model: Model) -> dict[str, object]:
 
 
 def count_tokens(fields: Fields, model: Model) -> dict[str, object]:
-    """Anthropic's: a message's request -> {"input_tokens": number}, also if the prompt would not fit."""
-    return {"input_tokens": len(_chat_tokens(anthropic.parse_prompt(fields), model))}
-
-
-def _chat_tokens(request: GenerationRequest, model: Model) -> list[int]:
-    definitions = request.tools.definitions() if request.tools else []
-    try:
-        return model.tokenize_chat(request.messages, definitions, continues_answer=request.continues_answer)
-    except PromptTooLong as error:
-        raise ApiError(f"messages: {error}.", param="messages", code="context_length_exceeded") from error
-    except TemplateError as error:
-        raise refusal("messages", str(error)) from error
+    """Anthropic's: a message's request -> {"input_tokens": number}, also for a prompt that is too long for the window."""
+    return {"input_tokens": len(chat_tokens(anthropic.parse_prompt(fields), model))}
 
 
 def _piece(piece: bytes) -> str | list[int]:
