@@ -62,7 +62,7 @@ class Relay:
         keys = [bearer.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", "")]
         if not await self._torchserve.accepts(keys):
             raise invalid_key()
-        if not (path.isascii() and path.isprintable()):  # the path becomes a header
+        if not (path.isascii() and path.isprintable() and path == path.strip()):  # the path becomes a header
             raise HTTPException(404)
 
 

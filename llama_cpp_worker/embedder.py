@@ -121,12 +121,12 @@ class Embedder:
 
 
 def _pooling_type(model: Any) -> int:
-    architecture = _metadata(model, "general.architecture")
-    number = _metadata(model, f"{architecture}.pooling_type")
+    architecture = metadata(model, "general.architecture")
+    number = metadata(model, f"{architecture}.pooling_type")
     return int(number) if number.isdigit() else llama_cpp.LLAMA_POOLING_TYPE_NONE
 
 
-def _metadata(model: Any, key: str) -> str:
+def metadata(model: Any, key: str) -> str:
     """A value of the GGUF's metadata; "" if there is none."""
     text = ctypes.create_string_buffer(128)
     llama_cpp.llama_model_meta_val_str(model, key.encode(), text, len(text))

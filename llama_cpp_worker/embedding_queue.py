@@ -30,7 +30,7 @@ class EmbeddingRequest:
     """
 
     tokens: Sequence[int]
-    client: object = None  # clients take turns; all texts without one are of the same client
+    api_request: object = None  # they take turns; all texts without one take turns together
     n_added: int = 0  # tokens that are computed
     embedding: list[float] | None = None  # a vector of length 1
     finish_reason: str | None = None
@@ -44,7 +44,7 @@ class EmbeddingRequest:
 
 
 class EmbeddingQueue:
-    """Computes embeddings; clients take turns, text by text. Nothing can wait in it if `model` is None.
+    """Computes embeddings; API requests take turns, text by text. Nothing can wait in it if `model` is None.
 
     A step takes at most about PREFILL_STEP_SECONDS, or as long as the smallest chunk takes. A text is finished before
     the next one begins: it has no slot, so there is no place for a text that waits half-way.
@@ -54,7 +54,7 @@ class EmbeddingQueue:
         self.waiting: deque[EmbeddingRequest] = deque()
         self._model = model
         self._clock = clock
-        self._turns: dict[object, int] = {}  # by client, the number of its last turn
+        self._turns: dict[object, int] = {}  # by API request, the number of its last turn
         self._tokens_per_second = MIN_CHUNK_TOKENS / PREFILL_STEP_SECONDS  # a guess; then that of the last chunk
 
     def submit(self, request: EmbeddingRequest) -> None:
@@ -91,12 +91,12 @@ class EmbeddingQueue:
         request.finished_at = self._clock()
 
     def _choose_next(self, last: EmbeddingRequest) -> None:
-        """Brings the next text to the front: the first one of the client whose turn was the longest ago."""
-        self._turns[last.client] = max(self._turns.values(), default=0) + 1
-        clients = {request.client for request in self.waiting}
-        self._turns = {client: turn for client, turn in self._turns.items() if client in clients}
+        """Brings the next text to the front: the first one of the API request whose turn was the longest ago."""
+        self._turns[last.api_request] = max(self._turns.values(), default=0) + 1
+        waiting = {request.api_request for request in self.waiting}
+        self._turns = {api_request: turn for api_request, turn in self._turns.items() if api_request in waiting}
         if self.waiting:
-            request = min(self.waiting, key=lambda request: self._turns.get(request.client, 0))
+            request = min(self.waiting, key=lambda request: self._turns.get(request.api_request, 0))
             self.waiting.remove(request)
             self.waiting.appendleft(request)
 

@@ -70,7 +70,7 @@ class Request:
     prompt_logprobs: int | None = None  # the same for each token of the prompt but the first
     allows_empty: bool = True  # whether the first token may end the completion
     constraint: str | None = None  # a grammar for llguidance; None: the one that `params` ask for
-    client: object = None  # requests of the same one share the slots that it gets; None: a client of its own
+    api_request: object = None  # whose choice or prompt this is, see rule 1; None: its own
     slot: int | None = None
     is_started: bool = False  # whether it knows its reusable prefix, so that the rest of its prompt can be prefilled
     n_cached: int = 0  # prompt tokens that were reused from the prefix cache
@@ -153,8 +153,8 @@ class Engine:
 
     The schedule:
 
-    1. A free slot goes to the client with the fewest running requests, and of equals to the request that has waited
-       longest. So one client with many prompts never keeps the others waiting: they share the slots.
+    1. A free slot goes to the API request with the fewest running choices, and on a tie to the oldest one. So an API
+       request with many prompts gets no more slots than others while these wait.
     2. A step either prefills prompts, or computes embeddings, or decodes the next token of every prefilled request.
        While any request decodes, every second step is a decode step; prefill steps and embedding steps share the
        others in turn. So a new prompt or text never stops the other answers for longer than one such step. (One batch
@@ -275,8 +275,10 @@ class Engine:
 
     def _next_waiting(self) -> Request:
         """Rule 1 of the schedule."""
-        n_running = Counter(id(request.client) for request in self.running.values() if request.client is not None)
-        return min(self.waiting, key=lambda request: n_running[id(request.client)])  # of equals, the oldest
+        n_running = Counter(
+            id(request.api_request) for request in self.running.values() if request.api_request is not None
+        )
+        return min(self.waiting, key=lambda request: n_running[id(request.api_request)])  # of equals, the oldest
 
     def _close_gaps(self) -> None:
         """Swaps sequences so that the slots in the batch are consecutive. The idle ones in the gaps are not lost.

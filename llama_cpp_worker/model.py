@@ -1,7 +1,7 @@
-"""The model: all calls to llama.cpp except those of the samplers. Loads a GGUF, tokenizes, decodes, copies sequences.
+"""The model: all calls to llama.cpp except those of the samplers and of embeddings. Loads a GGUF, tokenizes, decodes, copies sequences.
 
 Knows nothing of requests, the schedule and TorchServe. Not thread-safe: llama.cpp crashes or freezes if two threads
-use one context, so one thread owns a Model.
+use one context, so only one thread at a time may call a Model.
 
 Not covered: encoder-decoder and recurrent models, images, adapters (LoRA), the placement on more than one GPU.
 """
@@ -30,7 +30,7 @@ from llama_cpp_worker.answer_grammar import SpecialTokens
 from llama_cpp_worker.chat_template import ChatTemplate, TemplateError
 from llama_cpp_worker.constraint import grammar_problem
 from llama_cpp_worker.devices import Placement, has_memory_pressure, physical_cores
-from llama_cpp_worker.embedder import Embedder, EmbeddingError
+from llama_cpp_worker.embedder import Embedder, EmbeddingError, metadata
 from llama_cpp_worker.reasoning import MARKS
 from llama_cpp_worker.sampler import Sampler, Vocabulary, log_probabilities
 from llama_cpp_worker.sampling_params import SampledToken, SamplingParams, TokenLogprob
@@ -394,10 +394,14 @@ class Model:
     # --- set-up
 
     def _cache_bytes_per_token(self) -> float:
-        per_layer = llama_cpp.llama_model_n_embd(self._model) // llama_cpp.llama_model_n_head(self._model)
-        per_layer *= llama_cpp.llama_model_n_head_kv(self._model)
+        """K and V. Most models leave out the size of a head; Qwen 3 and Gemma have another one than the usual."""
+        usual: int = llama_cpp.llama_model_n_embd(self._model) // llama_cpp.llama_model_n_head(self._model)
+        architecture = metadata(self._model, "general.architecture")
+        sizes = [metadata(self._model, f"{architecture}.attention.{name}_length") for name in ("key", "value")]
+        per_head = sum(int(size) if size.isdigit() else usual for size in sizes)
         n_layers: int = llama_cpp.llama_model_n_layer(self._model)
-        return 2 * int(per_layer) * n_layers * self._bytes_per_cached_value  # K and V
+        n_heads: int = llama_cpp.llama_model_n_head_kv(self._model)
+        return per_head * n_heads * n_layers * self._bytes_per_cached_value
 
     def _main_memory(self) -> dict[str, int]:
         """The main memory that a worker needs when its slots and its saved sequences are full, in bytes by use."""

@@ -22,7 +22,7 @@ class Prepared:
     """The tokens of each prompt, its text and the bytes of its first token. `make_parser`: for one choice."""
 
     prompts: list[list[int]]
-    texts: list[str]  # empty for a chat
+    texts: list[str]  # an empty one for a chat
     first_pieces: list[bytes]
     constraint: str | None
     make_parser: Callable[[], OutputParser]

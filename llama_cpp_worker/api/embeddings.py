@@ -73,7 +73,7 @@ class EmbeddingsReply:
     def __init__(self, requests: Sequence[EmbeddingRequest], encoding: str, head: Head) -> None:
         self.requests = list(requests)
         for request in self.requests:
-            request.client = self
+            request.api_request = self
         self.n_pieces = 0
         self._encoding = encoding
         self._head = head

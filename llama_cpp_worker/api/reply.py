@@ -141,7 +141,7 @@ class Reply:
                     # Without their template, many instruct models end at once. A raw prompt should get some text.
                     allows_empty=bool(api_request.messages),
                     constraint=prepared.constraint,
-                    client=self,
+                    api_request=self,
                 )
                 choice = Choice(len(self._choices), request, prepared.make_parser())
                 if api_request.echo:

@@ -52,7 +52,7 @@ def apply_template(fields: Fields, model: Model) -> dict[str, object]:
 
 
 def count_tokens(fields: Fields, model: Model) -> dict[str, object]:
-    """Anthropic's: a message's request -> {"input_tokens": number}, also for a prompt that is too long for the window."""
+    """Anthropic's: a message's request -> {"input_tokens": number}, also if the window is too small for it."""
     return {"input_tokens": len(chat_tokens(anthropic.parse_prompt(fields), model))}
 
 

@@ -578,12 +578,12 @@ def test_a_client_with_many_prompts_shares_the_slots_with_others() -> None:
     many, other = object(), object()
     crowd = [make_request(f"crowd {number}", max_tokens=5) for number in range(20)]
     for request in crowd:
-        request.client = many
+        request.api_request = many
         engine.submit(request)
     engine.step()
     late = [make_request(f"late {number}", max_tokens=5) for number in range(3)]
     for request in late:
-        request.client = other
+        request.api_request = other
         engine.submit(request)
     while not all(request.is_finished for request in late):
         engine.step()
@@ -597,7 +597,7 @@ def test_a_client_with_many_prompts_is_served_while_others_keep_coming() -> None
     crowd = [make_request(f"crowd {number}", max_tokens=3) for number in range(6)]
     many = object()
     for request in crowd:
-        request.client = many
+        request.api_request = many
         engine.submit(request)
     for number in range(200):
         if len(engine.waiting) < 8:

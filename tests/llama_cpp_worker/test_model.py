@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jsonschema
+import llama_cpp
 import pytest
 
 from llama_cpp_worker.chat_template import TemplateError
@@ -305,3 +306,19 @@ def test_a_q8_0_cache_takes_half_the_memory_and_gives_nearly_the_same_logits(dem
     assert likeliest[0].chosen.piece == likeliest[1].chosen.piece
     assert abs(likeliest[0].chosen.logprob - likeliest[1].chosen.logprob) < 0.2
     assert 0.5 < ratio < 0.6
+
+
+def test_the_size_of_a_head_in_the_file_counts_for_the_memory_of_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = Model(str(write_tiny_llama(tmp_path / "tiny.gguf")), n_slots=1, n_threads=1)
+    usual = tiny._cache_bytes_per_token()
+    sizes = {"key": "32", "value": "64"}
+    n_embd, n_head = llama_cpp.llama_model_n_embd(tiny._model), llama_cpp.llama_model_n_head(tiny._model)
+
+    def metadata(_: object, key: str) -> str:
+        return sizes[key.split(".")[-1].removesuffix("_length")] if "attention" in key else "qwen3"
+
+    monkeypatch.setattr("llama_cpp_worker.model.metadata", metadata)
+    assert tiny._cache_bytes_per_token() == usual * (32 + 64) / (2 * (n_embd // n_head))
+    tiny.close()
