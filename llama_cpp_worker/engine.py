@@ -275,10 +275,9 @@ class Engine:
 
     def _next_waiting(self) -> Request:
         """Rule 1 of the schedule."""
-        n_running = Counter(
-            id(request.api_request) for request in self.running.values() if request.api_request is not None
-        )
-        return min(self.waiting, key=lambda request: n_running[id(request.api_request)])  # of equals, the oldest
+        owners = (request.api_request for request in self.running.values())
+        n_running = Counter(id(owner) for owner in owners if owner is not None)
+        return min(self.waiting, key=lambda request: n_running[id(request.api_request)])  # on a tie, the oldest
 
     def _close_gaps(self) -> None:
         """Swaps sequences so that the slots in the batch are consecutive. The idle ones in the gaps are not lost.

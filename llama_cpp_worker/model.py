@@ -1,4 +1,4 @@
-"""The model: all calls to llama.cpp except those of the samplers and of embeddings. Loads a GGUF, tokenizes, decodes, copies sequences.
+"""The model: loads a GGUF, tokenizes, decodes, copies sequences. Samplers and embeddings call llama.cpp themselves.
 
 Knows nothing of requests, the schedule and TorchServe. Not thread-safe: llama.cpp crashes or freezes if two threads
 use one context, so only one thread at a time may call a Model.

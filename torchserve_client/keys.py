@@ -1,4 +1,4 @@
-"""The bearer keys for TorchServe's addresses: reads them from the key file and replaces expired ones. Sends only the request for a new one.
+"""The bearer keys for TorchServe's addresses: reads them from the key file and replaces expired ones.
 
 `python -m torchserve_client.keys` prints the inference key.
 """
