@@ -1,11 +1,14 @@
 """Reads the body of a request, of at most the size that TorchServe accepts. Does not know what the body means."""
 
+import re
+
 from starlette.requests import Request
 
 from front.errors import ApiError
 
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
+BARE_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")  # TorchServe fails at it, and writes the body into its log
 
 
 async def read_body(request: Request, limit: int) -> tuple[bytes, str]:
@@ -24,5 +27,7 @@ async def read_body(request: Request, limit: int) -> tuple[bytes, str]:
     if kind == JSON or body[:64].lstrip().startswith(b"{"):
         return bytes(body), JSON
     if kind == FORM:
+        if BARE_PERCENT.search(body):
+            raise ApiError(400, f"The form is not valid: a % must be %25. Or send JSON with Content-Type: {JSON}.")
         return bytes(body), FORM
     raise ApiError(415, f"Content-Type: send a JSON object with Content-Type: {JSON}.")

@@ -98,6 +98,14 @@ def test_another_content_type_is_refused_by_name(front: Front) -> None:
 # Bodies that are refused
 
 
+@pytest.mark.parametrize("body", [b"prompt=100%", b"prompt=%zz&n=1", b"prompt=%2"])
+def test_a_form_that_torchserve_would_log_is_refused(front: Front, body: bytes) -> None:
+    response = front.client.post(CHAT, content=body, headers={"Content-Type": "application/x-www-form-urlencoded"})
+    assert response.status_code == 400
+    assert "%25" in openai_error(response)["message"]
+    assert not front.upstream.received
+
+
 def chunks(size: int) -> list[bytes]:
     return [b"{" + b" " * (size - 2) + b"}"]
 
