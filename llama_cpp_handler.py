@@ -24,9 +24,10 @@ from llama_cpp_worker.api.errors import ApiError, too_long
 from llama_cpp_worker.api.reply import JSON_TYPE, Reply
 from llama_cpp_worker.api.routes import Api, error_body
 from llama_cpp_worker.devices import physical_cores
-from llama_cpp_worker.engine import UNEXPECTED_ERROR, Engine, Request
+from llama_cpp_worker.engine import UNEXPECTED_ERROR, Engine
 from llama_cpp_worker.metrics import EngineMetrics
 from llama_cpp_worker.model import Model
+from llama_cpp_worker.request import Request
 from llama_cpp_worker.settings import Settings
 from llama_cpp_worker.timeout import Timeout
 from llama_cpp_worker.worker_number import claim_number
@@ -133,6 +134,8 @@ class LlamaCppHandler:
             except Exception:  # a bug ends its own request, not the whole batch
                 answer, status = json.dumps(error_body(path, ApiError(UNEXPECTED_ERROR, status=500))), 500
                 logger.exception("request %s failed", request_id)
+                if request_id in self._replies:
+                    self._close(request_id)
             if answer is not None:
                 answers[index] = answer
                 context.set_response_status(status, "", index)
@@ -147,9 +150,9 @@ class LlamaCppHandler:
             if error := too_long(text):
                 raise error
             return text
+        self._replies[request_id] = answer  # before its requests run: so a failure ends them all
         for request in answer.requests:
             self._engine.submit(request)
-        self._replies[request_id] = answer
         self._metrics.report()  # before the first step: a drain counts the request from now on
         return None
 

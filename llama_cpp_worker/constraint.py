@@ -58,7 +58,8 @@ class Constraint:
     @property
     def is_complete(self) -> bool:
         """Whether the text may end here."""
-        return self._matcher.is_accepting()
+        with self._metered():
+            return self._matcher.is_accepting()
 
     def allows(self, token: int) -> bool:
         """Whether `token`, which is no end token, may come next."""

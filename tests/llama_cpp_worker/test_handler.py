@@ -13,6 +13,7 @@ import llama_cpp_handler
 from llama_cpp_handler import LlamaCppHandler
 from llama_cpp_worker.api.reply import Reply
 from llama_cpp_worker.engine import UNEXPECTED_ERROR
+from llama_cpp_worker.request import Request
 from llama_cpp_worker.sampling_params import SamplingParams
 from tests.support.metric_cache import MetricCache
 from tests.support.scripted_model import ScriptedModel, ScriptedSampler
@@ -49,12 +50,13 @@ class Server:
         self.handler = LlamaCppHandler()
         self.handler.initialize(self.context)
         self.open: list[str] = []
+        self.path = ""
 
     def call(self, **new: dict[str, Any]) -> dict[str, str]:
         """One call with the open and the `new` requests. Returns the pieces by request id."""
         ids = [*self.open, *new]
         self.context.request_ids = dict(enumerate(ids))
-        self.context.request_processor = [RequestProcessor({}) for _ in ids]
+        self.context.request_processor = [RequestProcessor({"url_path": self.path}) for _ in ids]
         pieces = self.handler.handle([{"body": new[name]} if name in new else {} for name in ids], self.context)
         ends = [self.context.stopping_criteria[index](piece) for index, piece in enumerate(pieces)]
         self.open = [name for name, is_last in zip(ids, ends, strict=True) if is_last is False]
@@ -162,6 +164,23 @@ def test_a_bug_in_the_engine_fails_its_own_request_only(server: Server) -> None:
     assert message(answers["bug"]) == UNEXPECTED_ERROR
     assert answers["good"] == "good>abcd"
     assert server.answers(later=GOOD)["later"] == "good>abcd"
+
+
+def test_a_bug_between_two_choices_of_a_request_leaves_neither_running(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit = server.handler._engine.submit
+    server.path = "v1/completions"
+
+    def fails_at_the_second(request: Request) -> None:
+        assert request.params.seed != 8, "a bug"
+        submit(request)
+
+    monkeypatch.setattr(server.handler._engine, "submit", fails_at_the_second)
+    answers = server.call(bug={**GOOD, "seed": 7, "n": 2, "max_tokens": 100, "ignore_eos": True}, good=GOOD)
+    assert message(answers["bug"]) == UNEXPECTED_ERROR
+    assert server.handler._replies.keys() == {"good"}
+    assert [request.params.max_tokens for request in server.handler._engine.running.values()] == [4]
 
 
 def test_a_bug_in_an_answer_fails_this_answer_only(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
