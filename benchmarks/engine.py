@@ -14,8 +14,9 @@ import time
 from pathlib import Path
 
 from benchmarks import argument_parser
-from llama_cpp_worker.engine import Engine, Request
+from llama_cpp_worker.engine import Engine
 from llama_cpp_worker.model import Model
+from llama_cpp_worker.request import Request
 from llama_cpp_worker.sampling_params import SamplingParams
 
 PROMPT_TOKENS, GENERATED_TOKENS = 128, 64

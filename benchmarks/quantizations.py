@@ -18,8 +18,9 @@ from pydoc_data.topics import topics
 
 from benchmarks import argument_parser
 from benchmarks.engine import bench_engine
-from llama_cpp_worker.engine import Engine, Request
+from llama_cpp_worker.engine import Engine
 from llama_cpp_worker.model import Model
+from llama_cpp_worker.request import Request
 from llama_cpp_worker.sampling_params import SamplingParams
 from package_llama.check_gguf import measure_perplexity
 from package_llama.paths import PROJECT

@@ -1,7 +1,6 @@
 """The engine: continuous batching of requests. Decides which request gets a slot and what goes into each batch.
 
-The order in which prompts are prefilled is decided here: see `Engine`. What a prompt can reuse is decided in
-prefix_cache.py.
+What a prefill step computes is decided in prefill.py, and what a prompt can reuse in prefix_cache.py.
 
 Knows a model only by the methods of `EngineModel`, so tests can use a scripted model. Knows nothing of HTTP,
 TorchServe and llama.cpp, and uses no threads. A request's text and its error stay on the request until the caller
@@ -13,26 +12,22 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Protocol
 
-from llama_cpp_worker.chunk_size import DEEP_TOKENS, MIN_CHUNK_TOKENS, aligned, largest_chunk
 from llama_cpp_worker.embedder import EmbeddingError
 from llama_cpp_worker.embedding_queue import EmbeddingModel, EmbeddingQueue, EmbeddingRequest
 from llama_cpp_worker.model import Chunk, DecodeError
+from llama_cpp_worker.prefill import PrefillPlanner
 from llama_cpp_worker.prefix_cache import PrefixCache, SequenceMemory, common_prefix_length
+from llama_cpp_worker.request import Request
 from llama_cpp_worker.sampler import SamplingError
 from llama_cpp_worker.sampling_params import SampledToken, SamplingParams
-from llama_cpp_worker.text_assembler import TextAssembler
 
 logger = logging.getLogger(__name__)
 
-OLDEST_FIRST_EVERY = 3  # prefill steps
-
 MIN_AWAITED_TOKENS = 32  # of a shared prefix; for a shorter one, a request does not wait
-INITIAL_PREFILL_TOKENS_PER_SECOND = 500.0  # a guess, until the speed has been measured
-SMOOTHING = 0.3  # weight of the newest measurement
 
 UNEXPECTED_ERROR = "The server failed unexpectedly; its log has the reason."
 
@@ -52,80 +47,6 @@ class EngineModel(SequenceMemory, Protocol):
     def decode(self, chunks: Sequence[Chunk]) -> list[int]: ...
     def sample(self, sampler: Any, index: int, *, forbid_end: bool) -> int: ...
     def logprobs(self, index: int, token: int, count: int, *, shows_control: bool = False) -> SampledToken: ...
-
-
-@dataclass(slots=True, eq=False)
-class Request:
-    """One completion: the prompt, the parameters, and the progress so far.
-
-    A request is waiting until it has a slot. Then it is running until it has a `finish_reason`: "stop" (an end token
-    or a stop string), "length" (max_tokens or the context window), "cancelled" or "error". With max_tokens 0 it ends
-    after the prefill.
-    Times are in seconds of the engine's clock.
-    """
-
-    prompt: Sequence[int]
-    params: SamplingParams
-    logprobs: int | None = None  # how many of the likeliest tokens to report with each token; None: no report
-    prompt_logprobs: int | None = None  # the same for each token of the prompt but the first
-    allows_empty: bool = True  # whether the first token may end the completion
-    constraint: str | None = None  # a grammar for llguidance; None: the one that `params` ask for
-    api_request: object = None  # whose choice or prompt this is, see rule 1; None: its own
-    slot: int | None = None
-    is_started: bool = False  # whether it knows its reusable prefix, so that the rest of its prompt can be prefilled
-    n_cached: int = 0  # prompt tokens that were reused from the prefix cache
-    n_prefilled: int = 0  # prompt tokens in the KV cache, reused ones included
-    prompt_tokens: list[SampledToken] = field(default_factory=list)  # as far as prefilled, if `prompt_logprobs`
-    completion: list[int] = field(default_factory=list)
-    finish_reason: str | None = None
-    error: str | None = None
-    submitted_at: float = 0.0
-    admitted_at: float | None = None  # when it got its slot
-    prefix_assigned_at: float | None = None  # when `is_started` became true
-    first_chunk_at: float | None = None  # when the step with its first chunk began
-    first_token_at: float | None = None
-    finished_at: float | None = None
-    _prefill_tokens_per_second: float | None = None  # in its last chunk
-    _text: str = ""
-    _assembler: TextAssembler = field(init=False)
-    _sampler: Any = None
-
-    def __post_init__(self) -> None:
-        self._assembler = TextAssembler(self.params.stop)
-
-    @property
-    def is_finished(self) -> bool:
-        return self.finish_reason is not None
-
-    @property
-    def stop_string(self) -> str | None:
-        """The stop string that ended the completion."""
-        return self._assembler.stop_string
-
-    @property
-    def is_prefilled(self) -> bool:
-        return self.n_prefilled == len(self.prompt)
-
-    @property
-    def reusable_prompt(self) -> Sequence[int]:
-        """The tokens of which a computed prefix may be reused; never the last one.
-
-        A token has a log probability only if the token before it is computed in this request.
-        """
-        return self.prompt if self.prompt_logprobs is None else self.prompt[:1]
-
-    @property
-    def n_to_prefill(self) -> int:
-        return len(self.prompt) - self.n_prefilled
-
-    def take_text(self) -> str:
-        """The text that was generated since the last call."""
-        text, self._text = self._text, ""
-        return text
-
-    def take_tokens(self) -> list[SampledToken]:
-        """The tokens of that text; empty if `logprobs` is None."""
-        return self._assembler.take_tokens()
 
 
 @dataclass(slots=True)
@@ -185,9 +106,8 @@ class Engine:
         self.waiting: deque[Request] = deque()
         self.running: dict[int, Request] = {}  # by slot
         self._clock = clock
-        self._prefill_tokens_per_second = INITIAL_PREFILL_TOKENS_PER_SECOND
+        self._prefill = PrefillPlanner(model.n_batch, model.n_outputs)
         self._kind = StepKind.DECODE  # of the last step
-        self._n_prefill_steps = 0
         self._was_embedding = False  # whether the last step that did not decode computed embeddings
         self._is_urgent = False  # whether this step produced a first token or the end of a request
 
@@ -265,7 +185,7 @@ class Engine:
             request = self._next_waiting()
             self.waiting.remove(request)
             with self._guard([request]):  # an unusable grammar ends its own request before it has a slot
-                request._sampler = self.model.sampler(request.params, request.prompt, request.constraint)
+                request.sampler = self.model.sampler(request.params, request.prompt, request.constraint)
                 free = [slot for slot in range(self.model.n_slots) if slot not in self.running]
                 free.sort(key=lambda slot: min((abs(slot - other) for other in self.running), default=0))
                 slot = self.cache.choose_slot(request.reusable_prompt, free)
@@ -351,49 +271,13 @@ class Engine:
     def _build_batch(self) -> list[Chunk]:
         """The next chunks of the prompts, or the next token of every prefilled request; by slot, see Model.decode."""
         if self._kind is StepKind.PREFILL:
-            self._n_prefill_steps += 1
-            batch = self._prompt_chunks(self._prefilling)
+            batch = self._prefill.next_chunks(self._prefilling)
+            for chunk in batch:
+                request = self.running[chunk.slot]
+                request.first_chunk_at = request.first_chunk_at or self._clock()
         else:
-            batch = [_next_token(request) for request in self._decoding]
+            batch = [request.next_token for request in self._decoding]
         return sorted(batch, key=lambda chunk: chunk.slot)
-
-    def _prompt_chunks(self, by_age: Sequence[Request]) -> list[Chunk]:
-        """Whole prompts that take about PREFILL_STEP_SECONDS together, or one chunk; see rule 3 of the schedule."""
-        order = sorted(by_age, key=lambda request: request.n_to_prefill)
-        if self._n_prefill_steps % OLDEST_FIRST_EVERY == 0:
-            order.sort(key=lambda request: request is not by_age[0])
-        chunks: list[Chunk] = []
-        share = 1.0  # of the step's time that is left
-        room, outputs = self.model.n_batch, self.model.n_outputs
-        for request in order:
-            wants_all_logits = request.prompt_logprobs is not None
-            n_affordable = min(self._largest_chunk(request), room)
-            n_tokens = min(request.n_to_prefill, n_affordable, outputs if wants_all_logits else room)
-            is_last = n_tokens == request.n_to_prefill
-            if chunks and (not is_last or n_tokens > share * n_affordable):
-                break
-            if not is_last:
-                n_tokens = aligned(n_tokens, self.model.n_batch)
-            assert request.slot is not None
-            tokens = request.prompt[request.n_prefilled : request.n_prefilled + n_tokens]
-            wants_logits = is_last and request.params.max_tokens != 0
-            chunks.append(Chunk(request.slot, request.n_prefilled, tokens, wants_logits, wants_all_logits))
-            if request.first_chunk_at is None:
-                request.first_chunk_at = self._clock()
-            share -= n_tokens / n_affordable
-            room -= n_tokens
-            outputs -= n_tokens if wants_all_logits else 1
-            if not is_last or room == 0 or outputs == 0:
-                break
-        return chunks
-
-    def _largest_chunk(self, request: Request) -> int:
-        """How many tokens of a prompt a step can take."""
-        speed = request._prefill_tokens_per_second
-        if speed is None:
-            is_deep = request.n_prefilled >= DEEP_TOKENS
-            speed = 0.0 if is_deep else self._prefill_tokens_per_second  # nothing is known of the speed at its depth
-        return largest_chunk(request.n_prefilled, speed)
 
     def _by_age(self) -> list[Request]:
         return sorted(self.running.values(), key=lambda request: request.submitted_at)
@@ -407,18 +291,9 @@ class Engine:
         with self._guard([self.running[chunk.slot] for chunk in batch]):
             indices = self.model.decode(batch)
         if indices and self._kind is StepKind.PREFILL:
-            self._note_speed(batch, self._clock() - started)
+            computed = [(self.running[chunk.slot], chunk) for chunk in batch]
+            self._prefill.note_speed(computed, self._clock() - started)
         return indices
-
-    def _note_speed(self, batch: Sequence[Chunk], seconds: float) -> None:
-        n_tokens = sum(len(chunk.tokens) for chunk in batch)
-        if n_tokens < MIN_CHUNK_TOKENS:
-            return  # small batches are slower for each token
-        measured = n_tokens / max(seconds, 1e-6)
-        for chunk in batch:
-            self.running[chunk.slot]._prefill_tokens_per_second = measured
-        if all(chunk.position < DEEP_TOKENS for chunk in batch):
-            self._prefill_tokens_per_second += SMOOTHING * (measured - self._prefill_tokens_per_second)
 
     def _run_batch(self, batch: Sequence[Chunk]) -> None:
         """Decodes a batch and gives each request what it produced."""
@@ -448,7 +323,7 @@ class Engine:
         """The next token of a request, from the logits at `index` of the batch."""
         is_first = not request.completion
         forbid_end = request.params.ignore_eos or (is_first and not request.allows_empty)
-        return self.model.sample(request._sampler, index, forbid_end=forbid_end)
+        return self.model.sample(request.sampler, index, forbid_end=forbid_end)
 
     def _hand_out(self, request: Request, token: int, index: int) -> None:
         """Adds a token to its request: the id, the text that is now certain, and the log probabilities."""
@@ -460,11 +335,11 @@ class Engine:
         if not self.model.is_end(token):
             n_likeliest = request.logprobs
             report = None if n_likeliest is None else self.model.logprobs(index, token, n_likeliest)
-            request._text += request._assembler.push(self.model.piece(token), report)
+            request._text += request.assembler.push(self.model.piece(token), report)
 
     def _finish_reason(self, request: Request) -> str | None:
         completion = request.completion
-        if completion and (self.model.is_end(completion[-1]) or request._assembler.is_stopped):
+        if completion and (self.model.is_end(completion[-1]) or request.assembler.is_stopped):
             return "stop"
         n_tokens = len(request.prompt) + len(request.completion)
         is_full = len(request.completion) == request.params.max_tokens or n_tokens == self.model.window
@@ -476,10 +351,10 @@ class Engine:
             del self.running[request.slot]
         elif request in self.waiting:
             self.waiting.remove(request)
-        if request._sampler is not None:
-            request._sampler.close()
-            request._sampler = None
-        request._text += request._assembler.finish()
+        if request.sampler is not None:
+            request.sampler.close()
+            request.sampler = None
+        request._text += request.assembler.finish()
         request.finish_reason = reason
         request.finished_at = self._clock()
         self._is_urgent = True
@@ -506,10 +381,3 @@ class Engine:
             request.error = message
             self.counters.failed += 1
             self._retire(request, "error")
-
-
-def _next_token(request: Request) -> Chunk:
-    """The newest token of a completion; to decode it gives the logits of the next one."""
-    assert request.slot is not None
-    position = len(request.prompt) + len(request.completion) - 1
-    return Chunk(request.slot, position, request.completion[-1:], True)

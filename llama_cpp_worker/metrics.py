@@ -12,7 +12,8 @@ from typing import Any
 
 from ts.metrics.metric_type_enum import MetricTypes
 
-from llama_cpp_worker.engine import Engine, Request
+from llama_cpp_worker.engine import Engine
+from llama_cpp_worker.request import Request
 
 REPORT_SECONDS = 0.5  # between two reports if only token counts have changed
 

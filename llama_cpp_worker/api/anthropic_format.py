@@ -9,8 +9,8 @@ from llama_cpp_worker.api.errors import ApiError
 from llama_cpp_worker.api.reply import EVENTS_TYPE, JSON_TYPE, Choice, Head
 from llama_cpp_worker.api.request import GenerationRequest
 from llama_cpp_worker.api.usage import token_counts
-from llama_cpp_worker.engine import Request
 from llama_cpp_worker.output import Delta, Reasoning, Text, ToolCallArguments, ToolCallBegin
+from llama_cpp_worker.request import Request
 from llama_cpp_worker.sampling_params import SampledToken
 
 Block = dict[str, Any]

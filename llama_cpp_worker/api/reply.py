@@ -13,9 +13,9 @@ from typing import Protocol
 from llama_cpp_worker.api.errors import ApiError, too_many_reports
 from llama_cpp_worker.api.request import GenerationRequest
 from llama_cpp_worker.api.usage import milliseconds, timings_of, token_counts
-from llama_cpp_worker.engine import Request
 from llama_cpp_worker.output import Delta, OutputParser, Reasoning, Text, ToolCallArguments, ToolCallBegin
 from llama_cpp_worker.prompt import Prepared
+from llama_cpp_worker.request import Request
 from llama_cpp_worker.sampling_params import SampledToken, SamplingParams
 
 JSON_TYPE = "application/json"

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from itertools import chain
 
-from llama_cpp_worker.engine import Request
+from llama_cpp_worker.request import Request
 from llama_cpp_worker.sampling_params import SampledToken, TokenLogprob
 
 MIN_LOGPROB = -9999.0  # OpenAI's value for "very unlikely"; JSON has no infinity

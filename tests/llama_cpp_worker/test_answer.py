@@ -8,9 +8,10 @@ import jsonschema
 import pytest
 
 from llama_cpp_worker.answer import answer_rules
-from llama_cpp_worker.engine import Engine, Request
+from llama_cpp_worker.engine import Engine
 from llama_cpp_worker.model import Model
 from llama_cpp_worker.output import Delta, Reasoning, Text, ToolCallArguments, ToolCallBegin
+from llama_cpp_worker.request import Request
 from llama_cpp_worker.sampling_params import SamplingParams
 from llama_cpp_worker.tools import read_tools
 from tests.support.tiny_llama import write_tiny_llama

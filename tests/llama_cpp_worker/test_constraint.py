@@ -20,9 +20,10 @@ from llama_cpp_worker.constraint import (
     ConstraintError,
     compile_constraint,
 )
-from llama_cpp_worker.engine import Engine, Request
+from llama_cpp_worker.engine import Engine
 from llama_cpp_worker.json_schema import COMBINATIONS, LISTS, MAPS, REFUSED, REMARKS, SINGLES
 from llama_cpp_worker.model import Model
+from llama_cpp_worker.request import Request
 from llama_cpp_worker.sampling_params import InvalidParameter, SamplingParams
 from tests.llama_cpp_worker.schemas.sample import sample
 from tests.support.tiny_llama import write_tiny_llama

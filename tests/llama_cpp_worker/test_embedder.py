@@ -11,8 +11,9 @@ import pytest
 
 from llama_cpp_worker.embedder import Embedder
 from llama_cpp_worker.embedding_queue import EmbeddingRequest
-from llama_cpp_worker.engine import Engine, Request
+from llama_cpp_worker.engine import Engine
 from llama_cpp_worker.model import Model, ModelLoadError
+from llama_cpp_worker.request import Request
 from llama_cpp_worker.sampling_params import SamplingParams
 from tests.support.scripted_model import run_to_end
 from tests.support.tiny_llama import write_tiny_llama

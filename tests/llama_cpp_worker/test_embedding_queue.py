@@ -8,7 +8,8 @@ import pytest
 from llama_cpp_worker.chunk_size import MIN_CHUNK_TOKENS, MIN_DEEP_CHUNK_TOKENS, PREFILL_STEP_SECONDS
 from llama_cpp_worker.embedder import EmbeddingError
 from llama_cpp_worker.embedding_queue import EmbeddingRequest
-from llama_cpp_worker.engine import UNEXPECTED_ERROR, Engine, Request
+from llama_cpp_worker.engine import UNEXPECTED_ERROR, Engine
+from llama_cpp_worker.request import Request
 from llama_cpp_worker.sampling_params import SamplingParams
 from tests.support.scripted_model import ScriptedModel, run_to_end
 

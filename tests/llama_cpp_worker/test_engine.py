@@ -7,14 +7,10 @@ from typing import Any
 import pytest
 
 from llama_cpp_worker.chunk_size import DEEP_TOKENS, MIN_CHUNK_TOKENS, MIN_DEEP_CHUNK_TOKENS, PREFILL_STEP_SECONDS
-from llama_cpp_worker.engine import (
-    MIN_AWAITED_TOKENS,
-    OLDEST_FIRST_EVERY,
-    UNEXPECTED_ERROR,
-    Engine,
-    Request,
-)
+from llama_cpp_worker.engine import MIN_AWAITED_TOKENS, UNEXPECTED_ERROR, Engine
 from llama_cpp_worker.model import Chunk, DecodeError
+from llama_cpp_worker.prefill import OLDEST_FIRST_EVERY
+from llama_cpp_worker.request import Request
 from llama_cpp_worker.sampler import SamplingError
 from llama_cpp_worker.sampling_params import SamplingParams
 from tests.support.scripted_model import ScriptedModel, ScriptedSampler, logprob_after, run_to_end

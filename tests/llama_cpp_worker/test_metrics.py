@@ -4,8 +4,9 @@ import threading
 
 import pytest
 
-from llama_cpp_worker.engine import Engine, Request
+from llama_cpp_worker.engine import Engine
 from llama_cpp_worker.metrics import PREFIX_LOOKUPS, WAIT_SECONDS, WORKER_ID, EngineMetrics
+from llama_cpp_worker.request import Request
 from llama_cpp_worker.sampling_params import SamplingParams
 from tests.support.metric_cache import MetricCache
 from tests.support.scripted_model import ScriptedModel

@@ -11,8 +11,9 @@ import llama_cpp
 import pytest
 
 from llama_cpp_worker.chat_template import TemplateError
-from llama_cpp_worker.engine import Engine, Request
+from llama_cpp_worker.engine import Engine
 from llama_cpp_worker.model import Chunk, InfillUnsupported, Model
+from llama_cpp_worker.request import Request
 from llama_cpp_worker.sampling_params import SamplingParams
 from tests.llama_cpp_worker.schemas.sample import sample
 from tests.support.scripted_model import run_to_end

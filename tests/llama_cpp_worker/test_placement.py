@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from llama_cpp_worker.engine import Engine, Request
+from llama_cpp_worker.engine import Engine
 from llama_cpp_worker.model import Chunk, Model
 from llama_cpp_worker.prefix_cache import PrefixCache
+from llama_cpp_worker.request import Request
 from llama_cpp_worker.sampling_params import SamplingParams
 from tests.support.scripted_model import END, ScriptedModel, run_to_end
 from tests.support.tiny_llama import write_tiny_llama

@@ -18,8 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llama_cpp_worker.chat_template import TemplateError
-from llama_cpp_worker.engine import Engine, Request
+from llama_cpp_worker.engine import Engine
 from llama_cpp_worker.model import Model
+from llama_cpp_worker.request import Request
 from llama_cpp_worker.sampling_params import SamplingParams
 from tests.support.gguf_snapshot import write_snapshot_of
 from tests.support.llama_snapshots import (

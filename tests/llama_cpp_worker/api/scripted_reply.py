@@ -53,7 +53,7 @@ class ScriptedReply:
         self._parser.deltas += deltas
         self.request.completion.append(0)
         for token in tokens:
-            self.request._assembler.push(token.chosen.piece, token)
+            self.request.assembler.push(token.chosen.piece, token)
         return self.reply.next_piece()
 
     def end(self, reason: str = "stop") -> str:

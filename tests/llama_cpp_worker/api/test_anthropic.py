@@ -133,7 +133,7 @@ def test_a_full_context_window_is_another_reason_than_max_tokens() -> None:
 def test_a_stop_sequence_is_named() -> None:
     for reply in (whole(stop_sequences=["END", "STOP"]), stream(stop_sequences=["END", "STOP"])):
         piece = reply.say(Text("Hi"))
-        reply.request._assembler.push(b"Hi STOP")
+        reply.request.assembler.push(b"Hi STOP")
         text = piece + reply.end()
         end = read_events(text)[-2]["delta"] if text.startswith("event") else json.loads(text)
         assert (end["stop_reason"], end["stop_sequence"]) == ("stop_sequence", "STOP")

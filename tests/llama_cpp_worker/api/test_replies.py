@@ -10,9 +10,9 @@ from llama_cpp_worker.api.openai_format import END_OF_STREAM
 from llama_cpp_worker.api.reply import Head, Reply
 from llama_cpp_worker.api.routes import FAMILIES
 from llama_cpp_worker.api.usage import MIN_LOGPROB, timings_of
-from llama_cpp_worker.engine import Request
 from llama_cpp_worker.output import PlainParser, ToolCallArguments, ToolCallBegin
 from llama_cpp_worker.prompt import Prepared
+from llama_cpp_worker.request import Request
 from llama_cpp_worker.sampling_params import SampledToken, SamplingParams, TokenLogprob
 
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}
@@ -48,13 +48,13 @@ def generate(reply: Reply, text: str, tokens: list[SampledToken] | None = None, 
 def add_text(request: Request, text: str, tokens: list[SampledToken] | None = None) -> None:
     request.completion.append(0)
     for token in tokens or []:
-        request._assembler.push(token.chosen.piece, token)
+        request.assembler.push(token.chosen.piece, token)
     request._text += text
 
 
 def end(request: Request, reason: str = "stop") -> None:
     request.completion += [0] * (3 - len(request.completion))
-    request._assembler.finish()
+    request.assembler.finish()
     request.finish_reason, request.finished_at = reason, 10.061
 
 
@@ -302,6 +302,6 @@ def test_a_stop_string_within_a_call_does_not_end_it_whole() -> None:
         (choice,) = reply._choices
         choice.output.add(ToolCallBegin(0, "c", "f"))
         choice.output.add(ToolCallArguments(0, arguments))
-        choice.request._assembler.push(b"x")
+        choice.request.assembler.push(b"x")
         choice.request.finish_reason = "stop"
         assert (choice.request.stop_string, choice.finish_reason) == ("x", reason)
