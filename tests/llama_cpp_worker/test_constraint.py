@@ -472,5 +472,5 @@ def test_a_hostile_request_fails_alone_and_the_next_one_works(tiny: Model, name:
     good, poison, following = [request(free) for _ in range(7)], request(hostile_params(name)), request(free)
     run(*good[:3], poison, *good[3:], following)
     assert [each.take_text() for each in [*good, following]] == [text] * 8
-    assert poison.finish_reason in ("error", "length", "stop")
+    assert poison.finish_reason in (("error", "stop") if name == "optional rules" else ("error",))
     assert (poison.finish_reason == "error") == bool(poison.error)
