@@ -1,6 +1,6 @@
 """What the answer of a chat may look like, and the parser that takes it apart: reasoning first, then text and calls.
 
-Puts the rules of tools.py and reasoning.py together for a model. Knows no wire format and no tokens.
+Puts the rules of tools.py and reasoning.py together for a model. Knows no wire format.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from llama_cpp_worker.answer_grammar import CallRules, ThoughtRules, answer_grammar
-from llama_cpp_worker.constraint import compile_constraint
-from llama_cpp_worker.model import Model
+from llama_cpp_worker.constraint import compile_constraint, grammar_problem
 from llama_cpp_worker.output import OutputParser, PlainParser
 from llama_cpp_worker.reasoning import THINK, Marks, ReasoningParser
 from llama_cpp_worker.sampling_params import InvalidParameter, SamplingParams
+from llama_cpp_worker.tokenizer import Tokenizer
 from llama_cpp_worker.tool_formats import Message, ends_with_answer
 from llama_cpp_worker.tools import CallParser, ToolSet
 
@@ -26,7 +26,7 @@ class AnswerRules:
 
 
 def answer_rules(
-    model: Model,
+    tokenizer: Tokenizer,
     params: SamplingParams,
     messages: Sequence[Message],
     tools: ToolSet | None,
@@ -38,7 +38,7 @@ def answer_rules(
 
     Raises InvalidParameter if the functions and the format together are too much for llguidance.
     """
-    template = model.template
+    template = tokenizer.template
     calls = tools.rules(template.call_format) if tools is not None and tools.is_active else None
     marks = template.reasoning_marks
     is_continued = continues_answer and ends_with_answer(messages)
@@ -46,8 +46,9 @@ def answer_rules(
     thought = None
     if is_open or (marks is not None and not shows_reasoning and not is_continued):
         thought = ThoughtRules(*(marks or THINK), is_open=is_open, is_text=shows_reasoning)
-    constraint = answer_grammar(calls, thought, compile_constraint(params), model.special_tokens)
-    if (calls or thought) and constraint is not None and (problem := model.constraint_problem(constraint)):
+    constraint = answer_grammar(calls, thought, compile_constraint(params), tokenizer.special_tokens)
+    combined = constraint if calls or thought else None
+    if combined is not None and (problem := grammar_problem(tokenizer.grammar_tokenizer, combined)):
         raise InvalidParameter("response_format" if calls is None else "tools", problem)
     if shows_reasoning:
         return AnswerRules(constraint, partial(_text_parser, calls))

@@ -6,29 +6,23 @@ the whole text in one batch. Knows nothing of requests. Not thread-safe, like th
 Not covered: models whose attention is not causal (BERT and its relatives), rerankers.
 """
 
-import ctypes
 from collections.abc import Sequence
 from typing import Any
 
 import llama_cpp
 import numpy as np
 
+from llama_cpp_worker.weights import metadata
+
 # With embeddings, llama.cpp computes logits and hidden states of every token of a batch, so a batch takes memory:
 # twice its tokens x vocabulary x 4 bytes. A larger batch would hardly be faster (docs/llama-cpp-facts.md, fact 13).
 MAX_BATCH_TOKENS = 128
 
 # enum llama_pooling_type; a model without this number in its metadata gets the mean, as most clients expect
-MEAN, FIRST, LAST = (
-    llama_cpp.LLAMA_POOLING_TYPE_MEAN,
-    llama_cpp.LLAMA_POOLING_TYPE_CLS,
-    llama_cpp.LLAMA_POOLING_TYPE_LAST,
-)
-POOLINGS = {
-    llama_cpp.LLAMA_POOLING_TYPE_NONE: MEAN,
-    MEAN: MEAN,
-    FIRST: FIRST,
-    LAST: LAST,
-}
+MEAN = llama_cpp.LLAMA_POOLING_TYPE_MEAN
+FIRST = llama_cpp.LLAMA_POOLING_TYPE_CLS
+LAST = llama_cpp.LLAMA_POOLING_TYPE_LAST
+POOLINGS = {llama_cpp.LLAMA_POOLING_TYPE_NONE: MEAN, MEAN: MEAN, FIRST: FIRST, LAST: LAST}
 
 
 class EmbeddingError(RuntimeError):
@@ -55,9 +49,7 @@ class Embedder:
         params.n_threads = params.n_threads_batch = n_threads
         params.type_k = params.type_v = cache_type
         params.embeddings = True
-        if (
-            pooling != llama_cpp.LLAMA_POOLING_TYPE_NONE
-        ):  # else it is the model's own, and llama.cpp would log a warning
+        if pooling != llama_cpp.LLAMA_POOLING_TYPE_NONE:  # else llama.cpp would warn: it is the model's own
             params.pooling_type = llama_cpp.LLAMA_POOLING_TYPE_NONE
         self._context = llama_cpp.llama_init_from_model(model, params)
         if not self._context:
@@ -124,10 +116,3 @@ def _pooling_type(model: Any) -> int:
     architecture = metadata(model, "general.architecture")
     number = metadata(model, f"{architecture}.pooling_type")
     return int(number) if number.isdigit() else llama_cpp.LLAMA_POOLING_TYPE_NONE
-
-
-def metadata(model: Any, key: str) -> str:
-    """A value of the GGUF's metadata; "" if there is none."""
-    text = ctypes.create_string_buffer(128)
-    llama_cpp.llama_model_meta_val_str(model, key.encode(), text, len(text))
-    return text.value.decode(errors="replace")

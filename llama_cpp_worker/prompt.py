@@ -1,6 +1,6 @@
-"""From a checked request to the tokens of its prompts, and the rules of its answer: what needs the model.
+"""From a checked request to the tokens of its prompts, and the rules of its answer: what needs the tokenizer.
 
-Knows requests and a model. Knows nothing of TorchServe and the engine.
+Knows requests and a tokenizer. Knows nothing of TorchServe and the engine.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,9 +12,9 @@ from llama_cpp_worker.api.request import GenerationRequest
 from llama_cpp_worker.api.texts import TextOrTokens, place_of
 from llama_cpp_worker.chat_template import TemplateError
 from llama_cpp_worker.constraint import compile_constraint
-from llama_cpp_worker.model import InfillUnsupported, Model, PromptTooLong
 from llama_cpp_worker.output import OutputParser, PlainParser
 from llama_cpp_worker.sampling_params import InvalidParameter
+from llama_cpp_worker.tokenizer import InfillUnsupported, PromptTooLong, Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,30 +28,30 @@ class Prepared:
     make_parser: Callable[[], OutputParser]
 
 
-def prepare(request: GenerationRequest, model: Model) -> Prepared:
+def prepare(request: GenerationRequest, tokenizer: Tokenizer) -> Prepared:
     """Each prompt has at least one token, and fewer than the context window has. Raises ApiError."""
-    _check_tokens("logit_bias", request.params.logit_bias, model.n_vocab)
+    _check_tokens("logit_bias", request.params.logit_bias, tokenizer.n_vocab)
     if request.messages:
-        return _prepare_chat(request, model)
+        return _prepare_chat(request, tokenizer)
     prompts, texts = [], []
     for index, prompt in enumerate(request.prompts):
         param = place_of("prompt", index, len(request.prompts))
-        tokens = tokenize_text(prompt, model, param, request.suffix)
-        _check_length(tokens, model.window, param)
+        tokens = tokenize_text(prompt, tokenizer, param, request.suffix)
+        _check_length(tokens, tokenizer.window, param)
         prompts.append(tokens)
-        texts.append(prompt if isinstance(prompt, str) else model.detokenize(prompt) if request.echo else "")
+        texts.append(prompt if isinstance(prompt, str) else tokenizer.detokenize(prompt) if request.echo else "")
     if request.echo:
         n_tokens = sum(map(len, prompts)) * request.n
         if error := too_many_reports(n_tokens, request.logprobs):
             raise error
-    first_pieces = [model.piece(tokens[0], shows_control=True) for tokens in prompts]
+    first_pieces = [tokenizer.piece(tokens[0], shows_control=True) for tokens in prompts]
     return Prepared(prompts, texts, first_pieces, compile_constraint(request.params), PlainParser)
 
 
-def _prepare_chat(request: GenerationRequest, model: Model) -> Prepared:
+def _prepare_chat(request: GenerationRequest, tokenizer: Tokenizer) -> Prepared:
     try:
         rules = answer_rules(
-            model,
+            tokenizer,
             request.params,
             request.messages,
             request.tools,
@@ -60,32 +60,32 @@ def _prepare_chat(request: GenerationRequest, model: Model) -> Prepared:
         )
     except InvalidParameter as error:
         raise refusal(error.name, error.problem) from error
-    tokens = chat_tokens(request, model)
-    _check_length(tokens, model.window, "messages")
+    tokens = chat_tokens(request, tokenizer)
+    _check_length(tokens, tokenizer.window, "messages")
     return Prepared([tokens], [""], [b""], rules.constraint, rules.make_parser)
 
 
-def chat_tokens(request: GenerationRequest, model: Model) -> list[int]:
+def chat_tokens(request: GenerationRequest, tokenizer: Tokenizer) -> list[int]:
     """The tokens of a chat's prompt, which need not fit the context window. Raises ApiError."""
     definitions = request.tools.definitions() if request.tools is not None else []
     try:
-        return model.tokenize_chat(request.messages, definitions, continues_answer=request.continues_answer)
+        return tokenizer.tokenize_chat(request.messages, definitions, continues_answer=request.continues_answer)
     except PromptTooLong as error:
         raise refusal("messages", str(error), "context_length_exceeded") from error
     except TemplateError as error:
         raise refusal("messages", str(error)) from error
 
 
-def tokenize_text(text: TextOrTokens, model: Model, param: str, suffix: str | None = None) -> list[int]:
+def tokenize_text(text: TextOrTokens, tokenizer: Tokenizer, param: str, suffix: str | None = None) -> list[int]:
     """At least one token. suffix: the text after a gap. Raises ApiError."""
     try:
         if not isinstance(text, str):
-            _check_tokens(param, text, model.n_vocab)
+            _check_tokens(param, text, tokenizer.n_vocab)
             tokens = text
         elif suffix is None:
-            tokens = model.tokenize_prompt(text)
+            tokens = tokenizer.tokenize(text)
         else:
-            tokens = model.tokenize_infill(text, suffix)
+            tokens = tokenizer.tokenize_infill(text, suffix)
     except PromptTooLong as error:
         raise refusal(param, str(error), "context_length_exceeded") from error
     except InfillUnsupported as error:

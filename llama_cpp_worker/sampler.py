@@ -6,15 +6,14 @@ Knows logits and llama.cpp's samplers; nothing of batches, caches or text. Not t
 import ctypes
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import llama_cpp
 import numpy as np
-from llguidance import LLTokenizer
 
 from llama_cpp_worker.constraint import Constraint, ConstraintError, compile_constraint
 from llama_cpp_worker.sampling_params import InvalidParameter, SamplingParams
+from llama_cpp_worker.tokenizer import Tokenizer
 
 PENALTY_LAST_TOKENS = 64  # repeat_penalty: the prompt's end included
 COUNTED_TOKENS = 32_768  # frequency_penalty and presence_penalty: of what has been generated, as OpenAI has it
@@ -29,15 +28,6 @@ class SamplingError(RuntimeError):
     """No token can be chosen; the message says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Vocabulary:
-    """What a sampler needs to know of the model's tokens."""
-
-    n_tokens: int
-    end_tokens: frozenset[int]  # each ends an answer
-    tokenizer: LLTokenizer  # the tokens in llguidance's form
-
-
 class Sampler:
     """A sampler chain of one sequence, and its constraint. The links have the order of llama.cpp's own server.
 
@@ -46,16 +36,16 @@ class Sampler:
     """
 
     def __init__(
-        self, params: SamplingParams, vocabulary: Vocabulary, prompt: Sequence[int], constraint: str | None = None
+        self, params: SamplingParams, tokenizer: Tokenizer, prompt: Sequence[int], constraint: str | None = None
     ) -> None:
-        self._vocabulary = vocabulary
+        self._tokenizer = tokenizer
         try:
             grammar = compile_constraint(params) if constraint is None else constraint
-            self._constraint = None if grammar is None else Constraint(vocabulary.tokenizer, grammar)
+            self._constraint = None if grammar is None else Constraint(tokenizer.grammar_tokenizer, grammar)
         except (InvalidParameter, ConstraintError) as error:
             raise SamplingError(str(error)) from error
         self._chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
-        for link in _links(params, vocabulary.n_tokens, prompt):
+        for link in _links(params, tokenizer.n_vocab, prompt):
             llama_cpp.llama_sampler_chain_add(self._chain, link)
 
     def sample(self, context: object, index: int) -> int:
@@ -64,7 +54,7 @@ class Sampler:
             return int(llama_cpp.llama_sampler_sample(self._chain, context, index))
         logits = llama_cpp.llama_get_logits_ith(context, index)
         try:
-            return self._sample_within(self._constraint, np.ctypeslib.as_array(logits, (self._vocabulary.n_tokens,)))
+            return self._sample_within(self._constraint, np.ctypeslib.as_array(logits, (self._tokenizer.n_vocab,)))
         except ConstraintError as error:
             raise SamplingError(f"the grammar: {error}") from error
 
@@ -75,17 +65,17 @@ class Sampler:
     def _sample_within(self, constraint: Constraint, logits: np.ndarray) -> int:
         """Chooses freely first, as llama.cpp's common_sampler_sample does: most choices of a model fit anyway."""
         token = self._choose(np.arange(len(logits)), logits)
-        is_end = token in self._vocabulary.end_tokens
+        is_end = token in self._tokenizer.end_tokens
         if not (constraint.is_complete if is_end else constraint.allows(token)):
             allowed = constraint.allowed_tokens()
             possible = allowed[logits[allowed] > -np.inf]
             if len(possible) == 0:  # only an end token may follow, also with ignore_eos
-                possible = np.array(sorted(self._vocabulary.end_tokens.intersection(allowed.tolist())))
+                possible = np.array(sorted(self._tokenizer.end_tokens.intersection(allowed.tolist())))
             if len(possible) == 0:
                 raise ConstraintError("it cannot be continued with any token of this model")
             token = self._choose(possible, np.maximum(logits[possible], np.finfo(np.float32).min))
         llama_cpp.llama_sampler_accept(self._chain, token)
-        if token not in self._vocabulary.end_tokens:
+        if token not in self._tokenizer.end_tokens:
             constraint.accept(token)
         return token
 

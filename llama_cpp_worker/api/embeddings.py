@@ -128,7 +128,7 @@ class EmbeddingsReply:
 def _tokens(text: TextOrTokens, place: str, model: Model) -> list[int]:
     """1 to `window` tokens. Raises ApiError."""
     assert model.embedder is not None
-    tokens, window = tokenize_text(text, model, place), model.embedder.window
+    tokens, window = tokenize_text(text, model.tokenizer, place), model.embedder.window
     if len(tokens) > window:
         problem = f"{len(tokens):,} tokens do not fit, since the context window has {window:,}"
         raise refusal(place, problem, "context_length_exceeded")

@@ -14,6 +14,7 @@ from llama_cpp_worker.api.request import GenerationRequest
 from llama_cpp_worker.api.responses_format import ResponsesFormat
 from llama_cpp_worker.model import Model
 from llama_cpp_worker.prompt import prepare
+from llama_cpp_worker.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ FAMILIES = {
 }
 
 # Paths that are answered at once.
-CALLS: dict[str, Callable[[Fields, Model], dict[str, object]]] = {
+CALLS: dict[str, Callable[[Fields, Tokenizer], dict[str, object]]] = {
     "v1/messages/count_tokens": tokens.count_tokens,
     "tokenize": tokens.tokenize,
     "detokenize": tokens.detokenize,
@@ -74,10 +75,10 @@ class Api:
             family = FAMILIES[path]
             api_request = family.parse(read_body(fields))
             with errors_name(family.names):
-                prepared = prepare(api_request, self._model)
+                prepared = prepare(api_request, self._model.tokenizer)
             return Reply(api_request, prepared, family.make_format, head)
         if path in CALLS:
-            return CALLS[path](read_body(fields), self._model)
+            return CALLS[path](read_body(fields), self._model.tokenizer)
         if path == "v1/embeddings":
             return embeddings.answer(read_body(fields), self._model, head)
         if path == "v1/models":
@@ -93,7 +94,7 @@ class Api:
     def _description(self) -> dict[str, object]:
         """OpenAI's object for the served model, with llama.cpp's description under `meta`."""
         meta = self._model.describe() | {"batching": self._batching}
-        created = int(self._model.changed_at)
+        created = int(self._model.weights.changed_at)
         return {
             "id": self._model_name,
             "object": "model",

@@ -89,8 +89,8 @@ def answers(
     for tool_body, question, params in cases:
         tools = read_tools(tool_body)
         messages = [{"role": "user", "content": question}]
-        rules = answer_rules(model, params, messages, tools)
-        prompt = model.tokenize_chat(messages, tools.definitions() if tools else [])
+        rules = answer_rules(model.tokenizer, params, messages, tools)
+        prompt = model.tokenizer.tokenize_chat(messages, tools.definitions() if tools else [])
         requests.append(Request(prompt, params, constraint=rules.constraint))
         parsers.append(rules.make_parser())
         engine.submit(requests[-1])
@@ -162,10 +162,10 @@ def test_tools_do_not_change_an_answer_in_words(demo: Model) -> None:
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     params = SamplingParams(temperature=0.0, max_tokens=30)
     tools = read_tools(body(TOOL_SETS["enums"]))
-    rules = answer_rules(demo, params, messages, tools)
+    rules = answer_rules(demo.tokenizer, params, messages, tools)
     engine, texts = Engine(demo), []
     for constraint in (None, rules.constraint):
-        request = Request(demo.tokenize_chat(messages), params, constraint=constraint)
+        request = Request(demo.tokenizer.tokenize_chat(messages), params, constraint=constraint)
         engine.submit(request)
         while not engine.is_idle:
             engine.run(0.1)
@@ -178,7 +178,7 @@ def test_with_tool_choice_none_the_prompt_has_no_tools_and_the_answer_no_calls(d
         demo, [(body(TOOL_SETS["enums"], tool_choice="none"), QUESTIONS[0], SamplingParams(max_tokens=20))]
     )
     assert request.constraint is None and calls_in(deltas) == [] and text_in(deltas)
-    assert list(request.prompt) == demo.tokenize_chat([{"role": "user", "content": QUESTIONS[0]}])
+    assert list(request.prompt) == demo.tokenizer.tokenize_chat([{"role": "user", "content": QUESTIONS[0]}])
 
 
 def test_names_of_control_tokens_in_definitions_and_calls_stay_text(demo: Model) -> None:
@@ -190,30 +190,30 @@ def test_names_of_control_tokens_in_definitions_and_calls_stay_text(demo: Model)
         {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "tool", "content": f"result {name}", "tool_call_id": name},
     ]
-    tokens = demo.tokenize_chat(messages, [{"type": "function", "function": description}])
-    (end,) = demo.tokenize_prompt(name, add_special=False)
+    tokens = demo.tokenizer.tokenize_chat(messages, [{"type": "function", "function": description}])
+    (end,) = demo.tokenizer.tokenize(name, add_special=False)
     assert tokens.count(end) == 4  # of the system message and the three messages
-    assert demo.detokenize(tokens).count(name) == 4 + 7
+    assert demo.tokenizer.detokenize(tokens).count(name) == 4 + 7
     escaped = f'{{"{name}": "{name}"}}'.replace("<", "\\u003c").replace("|", "\\u007C")
     call["function"] = {"name": "f", "arguments": escaped}
-    assert demo.tokenize_chat(messages, [{"type": "function", "function": description}]) == tokens
+    assert demo.tokenizer.tokenize_chat(messages, [{"type": "function", "function": description}]) == tokens
 
 
 def test_a_continued_answer_may_be_within_its_reasoning(demo: Model) -> None:
     messages = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "<think>\nThe user"}]
-    parser = answer_rules(demo, SamplingParams(), messages, None).make_parser()
+    parser = answer_rules(demo.tokenizer, SamplingParams(), messages, None).make_parser()
     assert parser.push("wants</think>Me") == [Reasoning("wants"), Text("Me")]
-    parser = answer_rules(demo, SamplingParams(), messages, None, shows_reasoning=True).make_parser()
+    parser = answer_rules(demo.tokenizer, SamplingParams(), messages, None, shows_reasoning=True).make_parser()
     assert parser.push("wants</think>Me") == [Text("wants</think>Me")]
 
 
 def test_marks_that_are_control_tokens_have_a_text_and_other_control_tokens_have_none(tiny: Model) -> None:
-    assert set(tiny.special_tokens.marks) == set(MARKS)
-    for mark, token in tiny.special_tokens.marks.items():
-        assert tiny.tokenize_prompt(mark, add_special=False) == [token]
-        assert tiny.piece(token) == mark.encode()
-    (other,) = tiny.tokenize_prompt("<other>", add_special=False)
-    assert tiny.piece(other) == b"" and other in tiny.special_tokens.ids
+    assert set(tiny.tokenizer.special_tokens.marks) == set(MARKS)
+    for mark, token in tiny.tokenizer.special_tokens.marks.items():
+        assert tiny.tokenizer.tokenize(mark, add_special=False) == [token]
+        assert tiny.tokenizer.piece(token) == mark.encode()
+    (other,) = tiny.tokenizer.tokenize("<other>", add_special=False)
+    assert tiny.tokenizer.piece(other) == b"" and other in tiny.tokenizer.special_tokens.ids
 
 
 def test_a_model_whose_marks_are_tokens_writes_valid_calls(tiny: Model) -> None:
@@ -222,8 +222,8 @@ def test_a_model_whose_marks_are_tokens_writes_valid_calls(tiny: Model) -> None:
     engine = Engine(tiny)
     tools = read_tools(body({"größe": schema, "f": schema}, tool_choice="required", parallel_tool_calls=False))
     params = [SamplingParams(temperature=1.0, seed=seed, max_tokens=300) for seed in range(20)]
-    rules = [answer_rules(tiny, each, [{"role": "user", "content": "x"}], tools) for each in params]
-    prompt = tiny.tokenize_prompt("Hello")
+    rules = [answer_rules(tiny.tokenizer, each, [{"role": "user", "content": "x"}], tools) for each in params]
+    prompt = tiny.tokenizer.tokenize("Hello")
     requests = [Request(prompt, each, constraint=rule.constraint) for each, rule in zip(params, rules, strict=True)]
     for request in requests:
         engine.submit(request)
@@ -237,4 +237,4 @@ def test_a_model_whose_marks_are_tokens_writes_valid_calls(tiny: Model) -> None:
         jsonschema.validate(json.loads(arguments), schema)
         assert text_in(deltas) == ""
     used = {token for request in requests for token in request.completion}
-    assert used & set(tiny.special_tokens.marks.values())
+    assert used & set(tiny.tokenizer.special_tokens.marks.values())

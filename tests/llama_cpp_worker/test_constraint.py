@@ -456,7 +456,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 @pytest.mark.parametrize("name", ["optional rules", "nested repetitions", "a million", "patterns"])
 def test_a_hostile_request_fails_alone_and_the_next_one_works(tiny: Model, name: str) -> None:
     def request(params: SamplingParams) -> Request:
-        return Request(tiny.tokenize_prompt("the"), params)
+        return Request(tiny.tokenizer.tokenize("the"), params)
 
     def run(*requests: Request) -> None:
         engine = Engine(tiny)

@@ -14,7 +14,8 @@ import pytest
 
 from apps.dashboard.model_description import describe_model, where_layers_are
 from llama_cpp_worker.devices import Placement, has_memory_pressure, physical_cores
-from llama_cpp_worker.model import Model, ModelLoadError
+from llama_cpp_worker.model import Model
+from llama_cpp_worker.weights import ModelLoadError
 from tests.support.tiny_llama import write_tiny_llama
 
 GIB = 2**30

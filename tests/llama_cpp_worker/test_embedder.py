@@ -12,9 +12,10 @@ import pytest
 from llama_cpp_worker.embedder import Embedder
 from llama_cpp_worker.embedding_queue import EmbeddingRequest
 from llama_cpp_worker.engine import Engine
-from llama_cpp_worker.model import Model, ModelLoadError
+from llama_cpp_worker.model import Model
 from llama_cpp_worker.request import Request
 from llama_cpp_worker.sampling_params import SamplingParams
+from llama_cpp_worker.weights import ModelLoadError
 from tests.support.scripted_model import run_to_end
 from tests.support.tiny_llama import write_tiny_llama
 from torchserve_client.config import PROJECT
@@ -59,7 +60,7 @@ def test_an_embedding_is_that_of_llama_cpp_whatever_the_chunks(tmp_path: Path, p
     number = POOLINGS[pooling]
     path = write_tiny_llama(tmp_path / "tiny.gguf", pooling_type=number)
     model = Model(str(path), n_slots=1, n_threads=1, embeddings=True)
-    tokens = model.tokenize_prompt("Hello the user [INST] " * 15)
+    tokens = model.tokenizer.tokenize("Hello the user [INST] " * 15)
     vectors = [embed(model.embedder, tokens, chunk) for chunk in (128, 50, 1)]
     model.close()
     expected = embedding_of_llama_cpp(path, tokens, number)
@@ -69,7 +70,7 @@ def test_an_embedding_is_that_of_llama_cpp_whatever_the_chunks(tmp_path: Path, p
 
 
 def test_a_chat_model_gets_the_mean(demo: Model) -> None:
-    tokens = demo.tokenize_prompt("What is the closest star to Earth? " * 20)
+    tokens = demo.tokenizer.tokenize("What is the closest star to Earth? " * 20)
     assert demo.embedder is not None
     assert demo.embedder.size == demo.describe()["embedding_size"] == 576
     vector = embed(demo.embedder, tokens, 64)
@@ -78,11 +79,11 @@ def test_a_chat_model_gets_the_mean(demo: Model) -> None:
 
 
 def test_embeddings_and_answers_do_not_disturb_each_other(demo: Model) -> None:
-    tokens = demo.tokenize_prompt("Some text that is long enough. " * 30)
+    tokens = demo.tokenizer.tokenize("Some text that is long enough. " * 30)
     alone = embed(demo.embedder, tokens, 128)
     params = SamplingParams(max_tokens=20, temperature=0, ignore_eos=True)
     engine = Engine(demo)
-    answers = [Request(demo.tokenize_prompt("The sun is"), params) for _ in range(2)]
+    answers = [Request(demo.tokenizer.tokenize("The sun is"), params) for _ in range(2)]
     texts = [EmbeddingRequest(tokens), EmbeddingRequest(tokens[:9])]
     engine.submit(answers[0])
     run_to_end(engine)

@@ -25,15 +25,16 @@ GOOD = {"prompt": "good>", "max_tokens": 4}
 class ServedModel(ScriptedModel):
     """Has a bug in its tokenizer for the prompt "bug>", and one in its sampler for the seed 13."""
 
-    n_vocab, fingerprint, changed_at = 257, "fp_1", 123.0
+    n_vocab, fingerprint = 257, "fp_1"
 
     def __init__(self, n_slots: int, **_: object) -> None:
         super().__init__(n_slots, script=b"abcdefgh")
+        self.tokenizer = self
 
     def describe(self) -> dict[str, object]:
         return {"slots": self.n_slots}
 
-    def tokenize_prompt(self, prompt: str) -> list[int]:
+    def tokenize(self, prompt: str) -> list[int]:
         return [1 // 0] if prompt == "bug>" else list(prompt.encode())
 
     def sampler(self, params: SamplingParams, prompt: Sequence[int], constraint: str | None) -> ScriptedSampler:

@@ -134,11 +134,11 @@ def known_vectors(name: str) -> list[tuple[str, list[int]]]:
 
 @pytest.mark.parametrize("messages", CONVERSATIONS.values(), ids=CONVERSATIONS)
 def test_llama_2s_prompt_is_hugging_faces_byte_for_byte(llama_2: Llama, messages: Messages) -> None:
-    assert llama_2.model.template.render(messages) == llama_2.rendered(messages)
+    assert llama_2.model.tokenizer.template.render(messages) == llama_2.rendered(messages)
 
 
 def test_llama_2s_prompt_is_the_published_format(llama_2: Llama) -> None:
-    assert llama_2.model.template.render(CONVERSATIONS["several turns"][:-2]) == (
+    assert llama_2.model.tokenizer.template.render(CONVERSATIONS["several turns"][:-2]) == (
         "<s>[INST] <<SYS>>\nYou are brief.\nYou are kind.\n<</SYS>>\n\nWhat is the closest star to Earth? [/INST]"
         " The Sun. </s><s>[INST] And the next one? [/INST]"
     )
@@ -148,7 +148,7 @@ def test_llama_2s_prompt_is_the_published_format(llama_2: Llama) -> None:
 def test_llama_2s_unfinished_answer_is_continued_as_by_hugging_face(llama_2: Llama, unfinished: str) -> None:
     messages = [SYSTEM, *QUESTION, {"role": "assistant", "content": unfinished}]
     text = llama_2.rendered(messages, continues=True)
-    assert llama_2.model.template.render(messages) == text
+    assert llama_2.model.tokenizer.template.render(messages) == text
 
 
 @pytest.mark.parametrize("wrong", [[ANSWER], [*QUESTION, AGAIN], [SYSTEM, ANSWER, *QUESTION]])
@@ -158,7 +158,7 @@ def test_llama_2_refuses_what_hugging_face_refuses(llama_2: Llama, wrong: Messag
     with pytest.raises(HuggingFacesError, match="roles must alternate"):
         llama_2.rendered(wrong)
     with pytest.raises(TemplateError, match="roles must alternate"):
-        llama_2.model.template.render(wrong)
+        llama_2.model.tokenizer.template.render(wrong)
 
 
 # --- Llama 2: the tokens
@@ -175,20 +175,21 @@ def test_the_rebuilt_vocabulary_is_the_real_one(tokenizer_json: Any) -> None:
 
 @pytest.mark.parametrize("text", [*TEXTS, *CONTROLS], ids=ascii)
 def test_llama_2s_tokens_of_a_text_are_hugging_faces(llama_2: Llama, tokenizer_json: Any, text: str) -> None:
-    assert llama_2.model.tokenize_prompt(text) == tokenizer_json.encode(text).ids
+    assert llama_2.model.tokenizer.tokenize(text) == tokenizer_json.encode(text).ids
 
 
 @settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ANY_TEXT)
 def test_llama_2s_tokens_of_any_text_are_hugging_faces(llama_2: Llama, tokenizer_json: Any, text: str) -> None:
-    assert llama_2.model.tokenize_prompt(text) == tokenizer_json.encode(text).ids
+    assert llama_2.model.tokenizer.tokenize(text) == tokenizer_json.encode(text).ids
 
 
 def test_llama_2s_texts_are_spelled_by_their_tokens(llama_2: Llama) -> None:
+    tokenizer = llama_2.model.tokenizer
     for text in TEXTS:
-        tokens = llama_2.model.tokenize_prompt(text)
+        tokens = tokenizer.tokenize(text)
         assert tokens[0] == 1
-        assert b"".join(map(llama_2.model.piece, tokens)).decode() == (" " + text if text else "").replace("▁", " ")
+        assert b"".join(map(tokenizer.piece, tokens)).decode() == (" " + text if text else "").replace("▁", " ")
 
 
 @pytest.mark.parametrize(
@@ -197,7 +198,7 @@ def test_llama_2s_texts_are_spelled_by_their_tokens(llama_2: Llama) -> None:
 def test_llama_2s_tokens_of_a_conversation_are_metas_and_hugging_faces(
     llama_2: Llama, tokenizer_json: Any, sentencepiece: Any, name: str
 ) -> None:
-    tokens = llama_2.model.tokenize_chat(CONVERSATIONS[name])
+    tokens = llama_2.model.tokenizer.tokenize_chat(CONVERSATIONS[name])
     assert tokens == tokens_as_meta_makes_them(sentencepiece, CONVERSATIONS[name])
     assert tokens == tokenizer_json.encode(llama_2.rendered(CONVERSATIONS[name]), add_special_tokens=False).ids
 
@@ -210,7 +211,7 @@ def test_llama_2s_tokens_are_metas_whatever_is_typed(llama_2: Llama, sentencepie
         {"role": "assistant", "content": text or "."},
         {"role": "user", "content": text},
     ]
-    tokens = llama_2.model.tokenize_chat(messages)
+    tokens = llama_2.model.tokenizer.tokenize_chat(messages)
     assert tokens == tokens_as_meta_makes_them(sentencepiece, messages)
     assert [token for token in tokens if token < 3] == [1, 2, 1]
 
@@ -224,7 +225,7 @@ def test_transformers_5_differs_at_blanks_and_after_control_tokens(llama_2: Llam
     assert {text for text in TEXTS if differs(text)} <= {text for text in TEXTS if re.search("^[ ▁]|[ ▁]{2}", text)}
     messages = CONVERSATIONS["several turns"]
     with_space, without = 518, 29961
-    expected = llama_2.model.tokenize_chat(messages)
+    expected = llama_2.model.tokenizer.tokenize_chat(messages)
     found = llama_2.tokenizer(llama_2.rendered(messages), add_special_tokens=False)["input_ids"]
     assert found.count(without) == 3
     assert [with_space if token == without else token for token in found] == expected
@@ -241,11 +242,11 @@ def test_a_base_model_without_a_template_gets_the_raw_format_and_says_so(llama_2
     base = Model(str(convert(folder, tmp_path / "base.gguf")), n_slots=1, n_threads=1)
 
     assert (base.describe()["chat_template"], llama_2.model.describe()["chat_template"]) == ("raw", "model")
-    tokens = base.tokenize_chat([*QUESTION, ANSWER, {"role": "user", "content": "And </s>?"}])
+    tokens = base.tokenizer.tokenize_chat([*QUESTION, ANSWER, {"role": "user", "content": "And </s>?"}])
     raw = "Question: What is the closest star to Earth?\nAnswer: The Sun.\nQuestion: And </s>?\nAnswer:"
-    assert b"".join(map(base.piece, tokens)).decode() == f" {raw}"
+    assert b"".join(map(base.tokenizer.piece, tokens)).decode() == f" {raw}"
     assert [token for token in tokens if token < 3] == [1]
-    assert base.tokenize_chat(QUESTION) == llama_2.model.tokenize_prompt(raw.partition(" The Sun")[0])
+    assert base.tokenizer.tokenize_chat(QUESTION) == llama_2.model.tokenizer.tokenize(raw.partition(" The Sun")[0])
     base.close()
 
 
@@ -258,15 +259,16 @@ def test_llama_3s_rebuilt_tokenizer_is_the_real_one(llama_3: Llama) -> None:
 
 
 def test_llama_3s_tokens_of_a_text_are_hugging_faces(llama_3: Llama) -> None:
-    differing = [text for text in TEXTS if llama_3.model.tokenize_prompt(text) != llama_3.tokenizer(text)["input_ids"]]
+    tokenize = llama_3.model.tokenizer.tokenize
+    differing = [text for text in TEXTS if tokenize(text) != llama_3.tokenizer(text)["input_ids"]]
     assert differing == []
 
 
 @pytest.mark.parametrize("messages", CONVERSATIONS.values(), ids=CONVERSATIONS)
 def test_llama_3s_prompt_and_its_tokens_are_hugging_faces(llama_3: Llama, messages: Messages) -> None:
     text = llama_3.rendered(messages)
-    assert llama_3.model.template.render(messages) == text
-    tokens = llama_3.model.tokenize_chat(messages)
+    assert llama_3.model.tokenizer.template.render(messages) == text
+    tokens = llama_3.model.tokenizer.tokenize_chat(messages)
     assert tokens == llama_3.tokenizer(text, add_special_tokens=False)["input_ids"]
     assert tokens.count(llama_3.tokenizer.bos_token_id) == 1
 
@@ -298,7 +300,7 @@ def converted(demo: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def answer(model: Model, question: str) -> Request:
-    tokens = model.tokenize_chat([{"role": "user", "content": question}])
+    tokens = model.tokenizer.tokenize_chat([{"role": "user", "content": question}])
     request = Request(tokens, SamplingParams(temperature=0, max_tokens=24), logprobs=5)
     engine = Engine(model)
     engine.submit(request)
@@ -317,6 +319,6 @@ def test_answers_of_the_demo_model_survive_a_snapshot(demo: Model, converted: Mo
 def test_tokens_and_template_of_the_demo_model_survive_a_snapshot(demo: Model, converted: Model) -> None:
     for text in TEXTS:
         messages = [SYSTEM, {"role": "user", "content": text}]
-        assert converted.tokenize_prompt(text) == demo.tokenize_prompt(text)
-        assert converted.tokenize_chat(messages) == demo.tokenize_chat(messages)
-        assert converted.template.render(messages) == demo.template.render(messages)
+        assert converted.tokenizer.tokenize(text) == demo.tokenizer.tokenize(text)
+        assert converted.tokenizer.tokenize_chat(messages) == demo.tokenizer.tokenize_chat(messages)
+        assert converted.tokenizer.template.render(messages) == demo.tokenizer.template.render(messages)

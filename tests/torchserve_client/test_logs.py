@@ -29,7 +29,7 @@ WORKER = "2026-11-22T16:11:16,000 [INFO ] W-9000-stdout MODEL_LOG - "
     [
         pytest.param(STARTED, "INFO", id="as-written"),
         pytest.param(TRACEBACK, "ERROR", id="with-a-traceback"),
-        pytest.param(f"{WORKER}llama_cpp_worker.model.ModelLoadError: no memory.", "ERROR", id="exception-of-a-worker"),
+        pytest.param(f"{WORKER}llama_cpp_worker.weights.ModelLoadError: no memory.", "ERROR", id="exception"),
         pytest.param(f"{WORKER}Torch worker started.", "INFO", id="words-of-a-worker"),
         pytest.param('2026-11-22T16:11:16,000 - /127.0.0.1:1 "GET /x HTTP/1.1" 200 3', "INFO", id="request"),
         pytest.param('2026-11-22T16:11:16,000 - /127.0.0.1:1 "GET /x HTTP/1.1" 404 3', "WARN", id="refused-request"),

@@ -58,7 +58,7 @@ def refusal_of(model: Model, **body: Any) -> ApiError:
 
 def test_texts_and_their_tokens_have_the_same_embeddings_in_order(model: Model) -> None:
     texts = ["One text", "another, longer text"]
-    tokens = [model.tokenize_prompt(text) for text in texts]
+    tokens = [model.tokenizer.tokenize(text) for text in texts]
     of_texts, of_tokens = answer(model, input=texts), answer(model, input=tokens)
     assert of_texts == of_tokens
     assert [one["index"] for one in of_texts["data"]] == [0, 1]
@@ -127,7 +127,7 @@ def test_the_log_has_counts_and_no_text(model: Model) -> None:
     reply = reply_to(model, input=["secret", "secret"])
     for request in reply.requests:
         request.submitted_at, request.finished_at, request.finish_reason = 1.0, 3.5, "stop"
-    n_tokens = 2 * len(model.tokenize_prompt("secret"))
+    n_tokens = 2 * len(model.tokenizer.tokenize("secret"))
     assert reply.summary() == f"2 embeddings of {n_tokens} tokens, 2.50 s, stop"
 
 

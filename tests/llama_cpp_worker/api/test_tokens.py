@@ -38,7 +38,7 @@ def refusal_of(model: Model, path: str, body: dict[str, Any]) -> ApiError:
 @pytest.mark.parametrize("path", ["tokenize", "v1/tokenize", "/tokenize/"])
 def test_a_text_becomes_tokens_and_a_text_again(model: Model, path: str) -> None:
     tokens = call(model, path, {"content": "Hello, Köln 🙂"})["tokens"]
-    assert tokens == model.tokenize_prompt("Hello, Köln 🙂", add_special=False)
+    assert tokens == model.tokenizer.tokenize("Hello, Köln 🙂", add_special=False)
     text = call(model, path.replace("tokenize", "detokenize"), {"tokens": tokens})["content"]
     assert text.strip() == "Hello, Köln 🙂"
 
@@ -46,7 +46,7 @@ def test_a_text_becomes_tokens_and_a_text_again(model: Model, path: str) -> None
 def test_special_tokens_are_added_only_on_request(model: Model) -> None:
     plain = call(model, "tokenize", {"content": "Hello"})["tokens"]
     special = call(model, "tokenize", {"content": "Hello", "add_special": True})["tokens"]
-    assert special == model.tokenize_prompt("Hello")
+    assert special == model.tokenizer.tokenize("Hello")
     assert special[-len(plain) :] == plain
     assert len(special) > len(plain)
 
@@ -67,13 +67,13 @@ def test_pieces_are_texts_or_the_bytes_of_a_part_of_a_character(model: Model) ->
 
 def test_a_chat_becomes_the_prompt_that_the_model_gets(model: Model) -> None:
     prompt = call(model, "apply-template", {"messages": HELLO})["prompt"]
-    assert prompt == model.template.render(HELLO)
+    assert prompt == model.tokenizer.template.render(HELLO)
     tools = [{"type": "function", "function": WEATHER}]
     assert "get_weather" in call(model, "v1/apply-template", {"messages": HELLO, "tools": tools})["prompt"]
 
 
 def test_anthropics_count_is_that_of_the_prompt(model: Model) -> None:
-    expected = len(model.tokenize_chat(HELLO))
+    expected = len(model.tokenizer.tokenize_chat(HELLO))
     body = {"model": "claude", "messages": [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}]}
     assert call(model, "v1/messages/count_tokens", body) == {"input_tokens": expected}
     tool = {"name": "get_weather", "input_schema": WEATHER["parameters"]}
