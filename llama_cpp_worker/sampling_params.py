@@ -4,6 +4,7 @@ Shared by the worker, the client and the apps, so it imports the standard librar
 Knows nothing of HTTP, TorchServe and llama.cpp.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -39,7 +40,7 @@ class Bounds:
             if number == value:
                 return number
         expected = f"must be {'an integer' if self.kind is int else 'a number'} from {self.low} to {self.high}"
-        raise InvalidParameter(name, f"{expected}, not {_shown(value)}")
+        raise InvalidParameter(name, f"{expected}, not {shown(value)}")
 
 
 BOUNDS = {
@@ -103,10 +104,10 @@ class SamplingParams:
         _check_grammar(self.grammar)
         if not isinstance(self.response_format, Mapping | None):
             raise InvalidParameter(
-                "response_format", f"must be an object with a type, not {_shown(self.response_format)}"
+                "response_format", f"must be an object with a type, not {shown(self.response_format)}"
             )
         if not isinstance(self.ignore_eos, bool):
-            raise InvalidParameter("ignore_eos", f"must be true or false, not {_shown(self.ignore_eos)}")
+            raise InvalidParameter("ignore_eos", f"must be true or false, not {shown(self.ignore_eos)}")
 
     @classmethod
     def from_request(cls, body: Mapping[str, object]) -> Self:
@@ -143,7 +144,7 @@ class SampledToken:
 def _checked_stop(stop: object) -> tuple[str, ...]:
     strings = (stop,) if isinstance(stop, str) else stop
     if not isinstance(strings, list | tuple) or not all(isinstance(string, str) for string in strings):
-        raise InvalidParameter("stop", f"must be a string or a list of strings, not {_shown(stop)}")
+        raise InvalidParameter("stop", f"must be a string or a list of strings, not {shown(stop)}")
     if len(strings) > MAX_STOP_STRINGS:
         raise InvalidParameter("stop", f"takes at most {MAX_STOP_STRINGS} strings, not {len(strings)}")
     if not all(0 < len(string) <= MAX_STOP_LENGTH for string in strings):
@@ -153,13 +154,13 @@ def _checked_stop(stop: object) -> tuple[str, ...]:
 
 def _checked_logit_bias(biases: object) -> dict[int, float]:
     if not isinstance(biases, Mapping):
-        raise InvalidParameter("logit_bias", f"must be an object of token ids and numbers, not {_shown(biases)}")
+        raise InvalidParameter("logit_bias", f"must be an object of token ids and numbers, not {shown(biases)}")
     if len(biases) > MAX_LOGIT_BIASES:
         raise InvalidParameter("logit_bias", f"takes at most {MAX_LOGIT_BIASES} tokens, not {len(biases)}")
     checked = {}
     for token, bias in biases.items():
         if isinstance(token, bool) or not re.fullmatch("[0-9]{1,9}", str(token)):
-            raise InvalidParameter("logit_bias", f"{_shown(token)} is no token id")
+            raise InvalidParameter("logit_bias", f"{shown(token)} is no token id")
         checked[int(token)] = Bounds(float, -100.0, 100.0).check("logit_bias", bias)
     return checked
 
@@ -168,13 +169,14 @@ def _check_grammar(grammar: object) -> None:
     if grammar is None:
         return
     if not isinstance(grammar, str) or not grammar:
-        raise InvalidParameter("grammar", f"must be a text in GBNF, not {_shown(grammar)}")
+        raise InvalidParameter("grammar", f"must be a text in GBNF, not {shown(grammar)}")
     if len(grammar) > MAX_GRAMMAR_LENGTH:
         raise InvalidParameter(
             "grammar", f"has {len(grammar):,} characters; at most {MAX_GRAMMAR_LENGTH:,} are possible"
         )
 
 
-def _shown(value: object) -> str:
-    text = repr(value)
+def shown(value: object) -> str:
+    """A wrong value as the client wrote it: in JSON, shortened."""
+    text = json.dumps(value, ensure_ascii=False, default=repr)
     return text if len(text) <= 40 else text[:37] + "..."

@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 from llama_cpp_worker.api.errors import ApiError
 from llama_cpp_worker.api.fields import Fields
 from llama_cpp_worker.constraint import compile_constraint
-from llama_cpp_worker.sampling_params import PARAMETER_NAMES, Bounds, InvalidParameter, SamplingParams
+from llama_cpp_worker.sampling_params import BOUNDS, PARAMETER_NAMES, Bounds, InvalidParameter, SamplingParams, shown
 from llama_cpp_worker.tools import ToolSet
 
 N_CHOICES = Bounds(int, 1, 8)
@@ -77,10 +77,9 @@ def read_params(fields: Fields, fewest_tokens: int = 1) -> SamplingParams:
         given["response_format"] = {"type": "json_object", "schema": given["json_schema"]}
         names["response_format.schema"] = "json_schema"
     try:
+        _check_limit(given.get("max_tokens"), fewest_tokens)
         params = SamplingParams.from_request(given)
         compile_constraint(params)
-        if params.max_tokens is not None and params.max_tokens < fewest_tokens:
-            raise InvalidParameter("max_tokens", f"must be at least {fewest_tokens}, not {params.max_tokens}")
     except InvalidParameter as error:
         place = error.name
         for name, own in names.items():
@@ -88,6 +87,18 @@ def read_params(fields: Fields, fewest_tokens: int = 1) -> SamplingParams:
                 place = own + place.removeprefix(name)
         raise ApiError(f"{place}: {error.problem}.", param=place.partition(".")[0]) from error
     return params
+
+
+def _check_limit(max_tokens: object, fewest: int) -> None:
+    """Raises InvalidParameter, which names the bounds of this path and -1."""
+    most = BOUNDS["max_tokens"].high
+    if max_tokens is None:
+        return
+    try:
+        Bounds(int, fewest, most).check("max_tokens", max_tokens)
+    except InvalidParameter as error:
+        problem = f"must be an integer from {fewest} to {most:,}, or -1 for no limit, not {shown(max_tokens)}"
+        raise InvalidParameter("max_tokens", problem) from error
 
 
 class StreamFlags(TypedDict):
