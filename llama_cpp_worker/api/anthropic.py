@@ -8,7 +8,7 @@ Not covered: pictures, documents, and tools that run on Anthropic's servers.
 import json
 from collections.abc import Mapping
 
-from llama_cpp_worker.api.errors import ApiError, checked, refusal
+from llama_cpp_worker.api.errors import ApiError, checked, not_one_of, refusal
 from llama_cpp_worker.api.fields import Fields, encodable
 from llama_cpp_worker.api.messages import check_count, read_text
 from llama_cpp_worker.api.naming import errors_name
@@ -39,6 +39,8 @@ HINTS = frozenset(
 NAMES = SAMPLING_NAMES - {"max_completion_tokens", "response_format", "stop"}
 NAMES |= HINTS | {"model", "messages", "system", "tools", "tool_choice", "stop_sequences", "stream"}
 NAMES |= {"output_config", "output_format"}
+ROLES = ("user", "assistant", "system")
+CHOICES = ("auto", "any", "tool", "none")
 UNSUPPORTED = ("compaction", "container", "mcp_servers", "thread")
 
 # Claude Code begins the system prompt with a block that changes with every request. It is for Anthropic's accounting.
@@ -89,7 +91,9 @@ def parse_prompt(fields: Fields) -> GenerationRequest:
 def error_body(error: ApiError) -> dict[str, object]:
     """Anthropic's error object. Claude Code shortens a conversation when it reads that the prompt is too long."""
     kind = ERROR_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-    message = f"prompt is too long: {error}" if error.code == "context_length_exceeded" else str(error)
+    message = str(error)
+    if error.code == "context_length_exceeded":
+        message = f"prompt is too long: {message.removeprefix(f'{error.param}: ')}"
     return {"type": "error", "error": {"type": kind, "message": message}}
 
 
@@ -103,8 +107,8 @@ def read_messages(messages: object, system: object) -> list[Message]:
     for index, message in enumerate(messages):
         place = f"messages[{index}]"
         role = message.get("role") if isinstance(message, dict) else None
-        if not isinstance(message, dict) or role not in ("user", "assistant", "system"):
-            raise refusal(f"{place}.role", "must be user, assistant or system")
+        if not isinstance(message, dict) or role not in ROLES:
+            raise refusal(f"{place}.role", not_one_of(ROLES, role))
         content, place = message.get("content"), f"{place}.content"
         if role == "system":
             read.append({"role": "system", "content": read_text(content, place)})
@@ -228,8 +232,8 @@ def _read_tools(fields: Fields) -> ToolSet | None:
         raise refusal("tool_choice", "must be an object with a type")
     options = Fields(choice or {}, "tool_choice")
     kind = options.text("type") or "auto"
-    if kind not in ("auto", "any", "tool", "none"):
-        raise refusal("tool_choice.type", "must be auto, any, tool or none")
+    if kind not in CHOICES:
+        raise refusal("tool_choice.type", not_one_of(CHOICES, kind))
     chat = {
         "tools": tools,
         "tool_choice": choice if kind == "tool" else kind,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from llama_cpp_worker.api.errors import checked, refusal
+from llama_cpp_worker.api.errors import checked, not_one_of, refusal
 from llama_cpp_worker.api.fields import Fields
 from llama_cpp_worker.api.messages import read_messages
 from llama_cpp_worker.api.openai_format import OpenAIFormat
@@ -44,7 +44,7 @@ def read_chat(fields: Fields) -> GenerationRequest:
     messages = read_messages(fields.get("messages"))
     reasoning_format = fields.text("reasoning_format") or "auto"
     if reasoning_format not in REASONING_FORMATS:
-        raise refusal("reasoning_format", f"must be one of {', '.join(REASONING_FORMATS)}")
+        raise refusal("reasoning_format", not_one_of(REASONING_FORMATS, reasoning_format))
     return GenerationRequest(
         params=read_params(fields),
         messages=messages,
@@ -63,7 +63,7 @@ def _continues_answer(fields: Fields, messages: Sequence[Message]) -> bool:
     is_answer = messages[-1]["role"] == "assistant"
     if fields.get("continue_final_message") is True:
         if fields.get("add_generation_prompt") is True:
-            raise refusal("add_generation_prompt", "and continue_final_message exclude each other; send one")
+            raise refusal("add_generation_prompt", "must not be true if continue_final_message is; send one of them")
         if not is_answer:
             raise refusal("continue_final_message", "the last message is not the assistant's")
     if not begins and not (is_answer and continues):

@@ -1,7 +1,7 @@
 """The errors that the API answers. Knows no request."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from llama_cpp_worker.sampling_params import InvalidParameter
@@ -43,6 +43,11 @@ class ApiError(Exception):
 
 def refusal(param: str, problem: str, code: str | None = None) -> ApiError:
     return ApiError(f"{param}: {problem}.", param=param, code=code)
+
+
+def not_one_of(names: Iterable[str], value: object) -> str:
+    """The problem of a value that is none of `names`."""
+    return f"must be one of {', '.join(names)}" + (f", not {value[:40]}" if isinstance(value, str) else "")
 
 
 def too_long(piece: str) -> ApiError | None:

@@ -5,18 +5,12 @@ Not covered: pictures, sound and files.
 
 import json
 
-from llama_cpp_worker.api.errors import refusal
+from llama_cpp_worker.api.errors import not_one_of, refusal
 from llama_cpp_worker.api.fields import encodable
 from llama_cpp_worker.api.request import Message
 
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "assistant": "assistant",
-    "tool": "tool",
-    "function": "tool",  # before there were tool calls
-}
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+OLD_ROLES = {"function": "tool"}  # before there were tool calls
 MAX_MESSAGES = 10_000  # a template renders them in 0.1 s, in which no answer goes on
 TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 UNSUPPORTED = ("audio", "images", "prefix")  # would change the answer
@@ -43,9 +37,10 @@ def check_count(messages: list[object], place: str) -> None:
 def _read_message(place: str, message: object) -> Message:
     if not isinstance(message, dict):
         raise refusal(place, "must be an object with role and content")
-    role = message.get("role")
-    if not isinstance(role, str) or role not in ROLES:
-        raise refusal(f"{place}.role", f"must be one of {', '.join(ROLES)}")
+    sent = message.get("role")
+    role = {**ROLES, **OLD_ROLES}.get(sent) if isinstance(sent, str) else None
+    if role is None:
+        raise refusal(f"{place}.role", not_one_of(ROLES, sent))
     for name in UNSUPPORTED:
         if message.get(name) not in (None, [], False):
             raise refusal(f"{place}.{name}", "this server does not support it")
@@ -53,13 +48,13 @@ def _read_message(place: str, message: object) -> Message:
     content = message.get("content")
     if content is None and calls:
         content = ""
-    read: Message = {"role": ROLES[role], "content": read_text(content, f"{place}.content")}
+    read: Message = {"role": role, "content": read_text(content, f"{place}.content")}
     if calls:
         read["tool_calls"] = calls
     reasoning = message.get("reasoning_content")
     if role == "assistant" and isinstance(reasoning, str) and reasoning:
         read["reasoning_content"] = encodable(reasoning, f"{place}.reasoning_content")
-    if read["role"] == "tool":
+    if role == "tool":
         for name in ("tool_call_id", "name"):
             if isinstance(value := message.get(name), str):
                 read[name] = encodable(value, f"{place}.{name}")

@@ -6,7 +6,7 @@ Not covered: stored responses and conversations, tools other than functions, pic
 import json
 from collections.abc import Mapping
 
-from llama_cpp_worker.api.errors import checked, refusal
+from llama_cpp_worker.api.errors import checked, not_one_of, refusal
 from llama_cpp_worker.api.fields import Fields, encodable
 from llama_cpp_worker.api.messages import check_count, read_text
 from llama_cpp_worker.api.naming import errors_name
@@ -114,13 +114,13 @@ class _InputReader:
         elif kind == "item_reference":
             raise refusal(place, "nothing is stored here; send the item itself (clients do so with store: false)")
         else:
-            known = "message, function_call, function_call_output or reasoning"
-            raise refusal(f"{place}.type", f"must be {known}" + (f", not {kind[:40]}" if isinstance(kind, str) else ""))
+            known = ("message", "function_call", "function_call_output", "reasoning")
+            raise refusal(f"{place}.type", not_one_of(known, kind))
 
     def _add_message(self, place: str, item: Mapping[str, object]) -> None:
         role = item.get("role")
         if not isinstance(role, str) or role not in ROLES:
-            raise refusal(f"{place}.role", f"must be one of {', '.join(ROLES)}")
+            raise refusal(f"{place}.role", not_one_of(ROLES, role))
         content = read_text(item.get("content"), f"{place}.content")
         if ROLES[role] == "system" and len(self.messages) == 1 and self.messages[0]["role"] == "system":
             self.messages[0]["content"] += f"\n\n{content}"

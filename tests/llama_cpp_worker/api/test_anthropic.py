@@ -154,8 +154,8 @@ def test_errors_of_its_paths_have_anthropics_shape() -> None:
     assert error_body_of_path("/v1/messages/count_tokens", error) == expected
     assert error_body_of_path("v1/responses", error) == error.body()
     assert error_body(ApiError("x", status=404))["error"] == {"type": "not_found_error", "message": "x"}
-    too_long = error_body(refusal("messages", "9,000 tokens do not fit", "context_length_exceeded"))
-    assert str(too_long["error"]).count("prompt is too long: messages: 9,000 tokens do not fit") == 1
+    too_long = error_body(refusal("messages", "9,000 tokens do not fit", "context_length_exceeded"))["error"]
+    assert too_long == {"type": "invalid_request_error", "message": "prompt is too long: 9,000 tokens do not fit."}
 
 
 def test_blocks_become_messages() -> None:
