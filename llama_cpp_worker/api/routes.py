@@ -85,6 +85,10 @@ class Api:
             return {"object": "list", "data": [self._description()]}
         if path == f"v1/models/{self._model_name}":
             return self._description()
+        if path.startswith("v1/models/"):
+            asked = path.removeprefix("v1/models/")[:80]
+            problem = f"There is no model '{asked}' here; the model's id is {self._model_name}."
+            raise ApiError(problem, "model", status=404, code="model_not_found")
         if path.startswith("v1/responses/"):
             raise ApiError("Responses are not stored here: keep what POST /v1/responses answers.", status=404)
         others = ("v1/embeddings", "v1/models", "v1/models/{id}")
