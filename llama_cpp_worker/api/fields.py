@@ -41,6 +41,7 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "xtc_probability": (0, 0.0),
 }
 
+EXAMPLE = 'a JSON object such as {"prompt": "…"}'
 TEXT_FIELDS = ("prompt", "model", "user", "stop", "grammar", "suffix", "content")  # of a form: never parsed as JSON
 
 
@@ -88,40 +89,56 @@ class Fields:
     def refusal(self, name: str, problem: str) -> ApiError:
         return refusal(self._place + name, problem)
 
-    def check_names(self, known: Collection[str]) -> None:
-        """Refuses a parameter that is neither `known` nor without effect."""
+    def check_names(self, known: Collection[str], elsewhere: Mapping[str, Collection[str]] | None = None) -> None:
+        """Refuses a parameter that is neither `known` nor without effect.
+
+        elsewhere: by path, the names that other paths know, for the error.
+        """
         for name, value in self.values.items():
             if name in known or name in HINTS:
                 continue
-            if name not in NEUTRAL:
+            problem = "this server does not support it; leave it out"
+            if paths := [path for path, names in (elsewhere or {}).items() if name in names]:
+                problem = f"is only possible at {' and '.join(paths)}"
+            elif name not in NEUTRAL:
                 raise unknown(name)
-            is_neutral = any(value == neutral and type(value) is type(neutral) for neutral in NEUTRAL[name])
+            is_neutral = any(value == neutral and type(value) is type(neutral) for neutral in NEUTRAL.get(name, ()))
             if value is not None and not is_neutral:
-                raise self.refusal(name, "this server does not support it; leave it out")
+                raise self.refusal(name, problem)
 
 
 def read_body(fields: Mapping[str, object]) -> Fields:
     """The fields of a request as TorchServe passes them: {"body": JSON}, or the fields of a form.
 
-    Raises ApiError. It never quotes the body: that may be a part of a prompt.
+    TorchServe passes no field of a form without = and &, such as most JSON that was sent as a form. A GET has an empty
+    body. Raises ApiError. It never quotes the body: that may be a part of a prompt.
     """
     if "body" not in fields:
-        if any(name.lstrip().startswith(("{", "[")) for name in fields):
-            problem = "The body looks like JSON, but its Content-Type says that it is a form (curl -d does this)"
-            raise ApiError(f"{problem}: send the header 'Content-Type: application/json'.", code="invalid_content_type")
+        problem = ""
+        if not fields:
+            problem = "The body is a form without fields. If it is JSON, its Content-Type is wrong"
+        elif any(name.lstrip().startswith(("{", "[")) for name in fields):
+            problem = "The body looks like JSON, but its Content-Type says that it is a form"
+        if problem:
+            advice = "send the header 'Content-Type: application/json'"
+            raise ApiError(f"{problem} (curl -d does this): {advice}.", code="invalid_content_type")
         return Fields({name: _form_value(name, value) for name, value in fields.items()})
     body = fields["body"]
+    if body in (b"", ""):
+        raise ApiError(f"The body is empty: use POST, and send {EXAMPLE}.", code="invalid_json")
     if isinstance(body, bytes | bytearray) and body.startswith(b"\x1f\x8b"):
         problem = "The body is compressed, which this server does not support: send it without Content-Encoding."
         raise ApiError(problem, status=415, code="unsupported_encoding")
     if isinstance(body, bytes | bytearray | str):  # TorchServe parses only valid JSON with the content type of JSON
         try:
             body = json.loads(body)
+        except UnicodeDecodeError as error:
+            raise ApiError("The body is not UTF-8, which JSON must be.", code="invalid_json") from error
         except (ValueError, RecursionError) as error:
             at = f" (at character {error.pos})" if isinstance(error, json.JSONDecodeError) else ""
             raise ApiError(f"The body is not valid JSON{at}.", code="invalid_json") from error
     if not isinstance(body, dict):
-        raise ApiError('The body must be a JSON object such as {"prompt": "…"}.', code="invalid_json")
+        raise ApiError(f"The body must be {EXAMPLE}.", code="invalid_json")
     if problem := json_problem(body):
         raise ApiError(f"The body {problem}.", code="invalid_json")
     return Fields(body)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from llama_cpp_worker.api import chat, completions
 from llama_cpp_worker.api.chat import ChatFormat, read_chat
 from llama_cpp_worker.api.completions import CompletionFormat, read_prompts
 from llama_cpp_worker.api.errors import refusal
@@ -11,11 +12,12 @@ from llama_cpp_worker.api.request import SAMPLING_NAMES, STREAM_NAMES, Generatio
 from llama_cpp_worker.sampling_params import SampledToken
 
 NAMES = SAMPLING_NAMES | STREAM_NAMES | {"model", "prompt", "messages", "echo"}
+ELSEWHERE = {"v1/chat/completions": chat.NAMES, "v1/completions": completions.NAMES}
 
 
 def parse(fields: Fields) -> GenerationRequest:
     """Raises ApiError, which names the parameter."""
-    fields.check_names(NAMES)
+    fields.check_names(NAMES, ELSEWHERE)
     if fields.get("messages") is not None:
         if fields.get("prompt") is not None:
             raise refusal("messages", "send either prompt or messages, not both")

@@ -52,6 +52,22 @@ def test_form_fields_work_as_json_does(server: ServerConfig) -> None:
     assert response.text == post(server, {"prompt": QUESTION, "max_tokens": 8, **GREEDY}).text
 
 
+@pytest.mark.parametrize("prompt", ["Question: Why? Answer:", "a & b = c", "[1]"])
+def test_json_that_was_sent_as_a_form_is_refused_with_the_header_to_send(server: ServerConfig, prompt: str) -> None:
+    form = headers(server) | {"Content-Type": "application/x-www-form-urlencoded"}
+    body = json.dumps({"prompt": prompt, "max_tokens": 8})
+    response = requests.post(server.inference_url + MODEL_PATH, data=body, headers=form, timeout=60)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "invalid_content_type")
+    assert "send the header 'Content-Type: application/json'" in error["message"]
+
+
+def test_a_get_where_a_body_is_needed_is_refused_with_the_method_to_use(server: ServerConfig) -> None:
+    response = requests.get(f"{server.inference_url}{CHAT_PATH}", headers=headers(server), timeout=60)
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].startswith("The body is empty: use POST, and send a JSON object")
+
+
 def test_the_served_model_is_described(server: ServerConfig) -> None:
     response = requests.get(f"{server.inference_url}{MODEL_PATH}/1.0/v1/models", headers=headers(server), timeout=60)
     (model,) = response.json()["data"]
@@ -207,6 +223,14 @@ def test_an_unknown_path_is_404(server: ServerConfig) -> None:
     answer = post(server, {}, f"{MODEL_PATH}/1.0/v1/moderations")
     assert answer.status_code == 404
     assert "/v1/chat/completions" in answer.json()["error"]["message"]
+
+
+def test_a_model_that_is_not_served_is_refused_with_the_id_of_the_one_that_is(server: ServerConfig) -> None:
+    url = f"{server.inference_url}{MODEL_PATH}/1.0/v1/models/gpt-4o"
+    answer = requests.get(url, headers=headers(server), timeout=60)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (404, "model_not_found", "model")
+    assert error["message"] == "There is no model 'gpt-4o' here; the model's id is llamacpp."
 
 
 def test_an_answer_that_would_end_the_worker_is_refused_and_the_worker_goes_on(server: ServerConfig) -> None:

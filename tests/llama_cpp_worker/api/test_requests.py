@@ -1,6 +1,7 @@
 """Which requests are accepted, and how the others are refused, without a server."""
 
 import gzip
+from typing import Any
 
 import pytest
 
@@ -106,11 +107,64 @@ def test_a_bad_request_is_refused_by_parameter_name(path: str, body: dict[str, o
 
 
 @pytest.mark.parametrize(
-    "body", [b"{bad", b"\xff\xfe", b"[1]", b"5", b"[" * 100_000, b""], ids=lambda body: repr(body[:9])
+    ("path", "body", "sentence"),
+    [
+        (PLAIN, {"prompt": "a", "max_tokens": -2}, "max_tokens: must be an integer from 1 to 1,000,000, or -1 for no"),
+        (PLAIN, {"prompt": "a", "max_tokens": 0}, "max_tokens: must be an integer from 1 to 1,000,000, or -1 for no"),
+        (COMPLETIONS, {"prompt": "a", "max_tokens": -2}, "max_tokens: must be an integer from 0 to 1,000,000, or -1"),
+        (CHAT, {**HELLO, "max_completion_tokens": 0}, "max_completion_tokens: must be an integer from 1 to"),
+        (PLAIN, {"prompt": "a", "temperature": True}, "temperature: must be a number from 0.0 to 5.0, not true."),
+        (PLAIN, {"prompt": "a", "temperature": "hot"}, 'temperature: must be a number from 0.0 to 5.0, not "hot".'),
+        (PLAIN, {**HELLO, "tools": []}, "tools: is only possible at v1/chat/completions."),
+        (PLAIN, {"prompt": "a", "n": 2}, "n: is only possible at v1/chat/completions and v1/completions."),
+        (PLAIN, {"prompt": "a", "suffix": "b"}, "suffix: is only possible at v1/completions."),
+        (PLAIN, {"prompt": "a", "surprise": 2}, "surprise: this server does not know this parameter here."),
+        (
+            CHAT,
+            {"messages": [{"role": "wizard", "content": "x"}]},
+            "messages[0].role: must be one of system, developer, user, assistant, tool, not wizard.",
+        ),
+        (
+            CHAT,
+            {**HELLO, "add_generation_prompt": True, "continue_final_message": True},
+            "add_generation_prompt: must not be true if continue_final_message is; send one of them.",
+        ),
+        (
+            "v1/responses",
+            {"input": [{"role": "wizard", "content": "x"}]},
+            "input[0].role: must be one of system, developer, user, assistant, not wizard.",
+        ),
+        (
+            "v1/messages",
+            {"max_tokens": 5, "messages": [{"role": "tool", "content": "x"}]},
+            "messages[0].role: must be one of user, assistant, system, not tool.",
+        ),
+    ],
+    ids=lambda value: repr(value)[:50],
 )
-def test_a_body_that_is_no_json_object_is_refused(body: bytes) -> None:
-    refusal = refusal_of(PLAIN, body)
-    assert refusal.code == "invalid_json"
+def test_an_error_says_what_is_possible(path: str, body: dict[str, object], sentence: str) -> None:
+    assert str(refusal_of(path, body)).startswith(sentence)
+
+
+def test_null_is_the_default_of_a_parameter_of_another_path() -> None:
+    assert parse(PLAIN, {"prompt": "a", "n": None, "tools": None, "suffix": ""}).n == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        (b"{bad", "The body is not valid JSON (at character 1)."),
+        (b'{"prompt": "caf\xe9"}', "The body is not UTF-8, which JSON must be."),
+        (b"[1]", "The body must be a JSON object"),
+        (b"5", "The body must be a JSON object"),
+        (b"[" * 100_000, "The body is not valid JSON."),
+        (b"", "The body is empty: use POST, and send a JSON object"),
+    ],
+    ids=lambda value: repr(value[:9]),
+)
+def test_a_body_that_is_no_json_object_is_refused_with_the_reason(body: bytes, problem: str) -> None:
+    refusal = refusal_of(PLAIN, bytearray(body))
+    assert (refusal.code, str(refusal)[: len(problem)]) == ("invalid_json", problem)
 
 
 def test_a_body_that_is_no_json_is_not_quoted() -> None:
@@ -118,10 +172,12 @@ def test_a_body_that_is_no_json_is_not_quoted() -> None:
 
 
 def test_json_that_was_sent_as_a_form_is_refused_with_a_word_about_the_header() -> None:
-    for form in ({'{"prompt": "my secret': b'1"}'}, {' {"prompt":"secret', ""}, {'[{"secret': b""}):
+    forms: list[Any] = [{'{"prompt": "my secret': b'1"}'}, {' {"prompt":"secret', ""}, {'[{"secret': b""}, {}]
+    for form in forms:  # the last one: TorchServe passes nothing of a form without = and &
         fields = dict.fromkeys(form, b"") if isinstance(form, set) else form
         with pytest.raises(ApiError, match="Content-Type: application/json") as refusal:
             read_body(fields)
+        assert refusal.value.code == "invalid_content_type"
         assert "secret" not in str(refusal.value)
         assert "secret" not in refusal.value.logged_as
 
