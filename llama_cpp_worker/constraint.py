@@ -146,7 +146,7 @@ def prepare_schema(schema: object, place: str) -> Schema:
         if problem := _schema_problem(prepared.document):
             raise prepared.refusal(problem, _schema_problem)
     except SchemaError as error:
-        within = error.place.removeprefix("schema")  # empty, a path, or a $ref
+        within = error.place.removeprefix("schema")  # empty, or a path
         raise InvalidParameter(f"{place}.{within}".replace("..", ".").rstrip("."), str(error)) from error
     return prepared.document
 

@@ -1,9 +1,11 @@
 """Prepares a JSON schema for llguidance and refuses by name what cannot be honoured. Knows nothing of tokens.
 
 llguidance ignores keywords that it does not know. So this module visits each subschema, also those that a `$ref` names,
-and refuses a keyword that would change which JSON is valid. It translates what other dialects express differently
-(`nullable`, `propertyNames`, a boolean `exclusiveMinimum`) and leaves out what is only a remark. constraint.py has the
-other limits: length and processor time.
+and refuses a keyword that would change which JSON is valid. A name that is no keyword is ignored, as JSON Schema
+2020-12 demands (6.5): many schemas have names of other programs. But a name that is nearly a keyword is refused: it is
+probably a misspelled one, and without it other JSON would be valid. The module translates what other dialects express
+differently (`nullable`, `propertyNames`, a boolean `exclusiveMinimum`) and leaves out what is only a remark.
+constraint.py has the other limits: length and processor time.
 
 Not every valid document can be generated. Properties come in the schema's order. An object gets no other properties,
 unless the schema mentions them or combines schemas. Numbers with bounds stay within 2**53. `oneOf` of objects means
@@ -14,6 +16,7 @@ import json
 import math
 from collections.abc import Callable
 from decimal import Decimal
+from difflib import get_close_matches
 from itertools import permutations
 from urllib.parse import unquote
 
@@ -34,6 +37,13 @@ REFUSED |= {"propertyNames", "unevaluatedProperties", "unevaluatedItems", "uniqu
 FORMATS = {"date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}
 REFUSED_FORMATS = {"uri-reference", "iri", "iri-reference", "idn-email", "idn-hostname", "uri-template", "regex"}
 REFUSED_FORMATS |= {"json-pointer", "relative-json-pointer"}
+SUPPORTED = {"type", "properties", "required", "items", "enum", "const", "minimum", "maximum", "multipleOf", "nullable"}
+SUPPORTED |= {"minLength", "maxLength", "pattern", "format", "minItems", "maxItems", "minProperties", "maxProperties"}
+SUPPORTED |= {"exclusiveMinimum", "exclusiveMaximum", "patternProperties", "additionalProperties", "prefixItems"}
+SUPPORTED |= {"additionalItems", "anyOf", "oneOf", "allOf", "$ref"}
+KEYWORDS = {name.lower(): name for name in SUPPORTED}
+MIN_LIKENESS = 0.84  # of a misspelled keyword, as difflib counts: propertys has 0.842
+MAX_COMPARED = 200  # unknown names in a schema; each comparison takes 0.03 ms
 COMBINATIONS = {"anyOf", "oneOf", "allOf", "$ref"}
 LISTS = {"anyOf", "oneOf", "allOf", "prefixItems", "items"}
 MAPS = {"properties", "patternProperties"}
@@ -80,6 +90,7 @@ class PreparedSchema:
         self._multiples: list[str] = []  # places of multipleOf
         self._patterns: list[str] = []  # places of pattern and format
         self._one_of: str | None = None  # the first place of a oneOf that is not of objects alone
+        self._n_compared = 0
         document = self._visit(schema, "schema", 0, frozenset())
         if not isinstance(document, dict):
             raise SchemaError("schema", "allows nothing")
@@ -127,6 +138,7 @@ class PreparedSchema:
         self._translate(prepared, place)
         for name in sorted(prepared.keys() & REFUSED):
             raise SchemaError(f"{place}.{name}", "is not supported")
+        self._check_spelling(prepared, place)
         self._note_combinations(prepared, place)
         if "$ref" in prepared:
             prepared["$ref"] = self._definition(prepared["$ref"], f"{place}.$ref", depth, needed)
@@ -140,6 +152,14 @@ class PreparedSchema:
         self._visited.append((place, prepared))
         prepared |= map_subschemas(prepared, visit_part)
         return prepared
+
+    def _check_spelling(self, schema: Schema, place: str) -> None:
+        for name in schema:
+            if name in SUPPORTED:
+                continue
+            self._n_compared += 1
+            if self._n_compared <= MAX_COMPARED and (keyword := _misspelled(name)):
+                raise SchemaError(f"{place}.{name}", f"is no keyword; write {keyword}, or x-{name} for a remark")
 
     def _note_combinations(self, schema: Schema, place: str) -> None:
         parts = schema.get("allOf", [])
@@ -163,10 +183,12 @@ class PreparedSchema:
         target = self._resolve(reference, place)
         assert isinstance(reference, str)
         if reference in needed:
-            raise SchemaError(place, f"no JSON has an end: {reference[:40]} always contains itself")
+            itself = "the schema" if reference == "#" else reference[:40]
+            raise SchemaError(place, f"{itself} requires itself without end; leave it out of required, or allow null")
         if reference not in self._names:
+            target_place = "schema" + reference[1:200].replace("/", ".")
             name = self._names[reference] = f"d{len(self._names)}"
-            self._definitions[name] = self._visit(target, reference[:200], depth + 1, needed | {reference})
+            self._definitions[name] = self._visit(target, target_place, depth + 1, needed | {reference})
         return f"#/$defs/{self._names[reference]}"
 
     def _resolve(self, reference: object, place: str) -> object:
@@ -251,6 +273,17 @@ class PreparedSchema:
                 return
             del schema["propertyNames"]
             schema["additionalProperties"] = False
+
+
+def _misspelled(name: str) -> str | None:
+    """The keyword that `name` is nearly. A longer name that begins with a keyword is another one: requiredIf."""
+    written = name.lower().replace("_", "")
+    if len(written) > 2 * len("additionalProperties"):
+        return None
+    close = get_close_matches(written, KEYWORDS, 1, MIN_LIKENESS)
+    if not close or (written != close[0] and written.startswith(close[0])):
+        return None
+    return KEYWORDS[close[0]]
 
 
 def _mapping(value: object) -> dict[str, object]:
