@@ -1,12 +1,13 @@
 """Starts the front: http://127.0.0.1:8000/v1 for the clients of OpenAI's API, http://127.0.0.1:8000 for Anthropic's.
 
 The TorchServe of config.properties (or TS_CONFIG_FILE) answers. Clients send its inference key, which
-`python -m torchserve_client.keys` prints. /health needs no key. No request is logged. Ctrl-C ends the front.
+`.venv/bin/python -m torchserve_client.keys` prints. /health needs no key. No request is logged. Ctrl-C ends the front.
 """
 
 import argparse
 import contextlib
 import re
+import socket
 import sys
 
 import uvicorn
@@ -40,19 +41,31 @@ def main(arguments: list[str] | None = None) -> int:
     except TorchServeError as error:
         print(error, file=sys.stderr)
         return 1
-    hosts = ("127.0.0.1", "localhost", "[::1]", chosen.host, *chosen.allow_host)
-    print(f"The front starts at http://{chosen.host}:{chosen.port}/v1. Press Ctrl-C to stop it.", flush=True)
+    host = f"[{chosen.host}]" if ":" in chosen.host else chosen.host  # as URLs and the Host header have it
+    url = f"http://{host}:{chosen.port}"
+    hosts = ("127.0.0.1", "localhost", "[::1]", host, *chosen.allow_host)
+    server = make_server(make_app(torchserve, hosts, chosen.allow_origin))
+    try:
+        listener = listen(chosen.host, chosen.port)
+    except (OSError, OverflowError) as error:  # OverflowError: no port has such a number
+        print(f"The front cannot listen at {url}: choose another --port or --host. The reason: {error}", file=sys.stderr)
+        return 1
+    print(f"The front listens at {url}/v1. Press Ctrl-C to stop it.", flush=True)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it after an orderly end
-        make_server(make_app(torchserve, hosts, chosen.allow_origin), chosen.host, chosen.port).run()
+        server.run([listener])
     return 0
 
 
-def make_server(app: Starlette, host: str, port: int) -> uvicorn.Server:
+def listen(host: str, port: int) -> socket.socket:
+    """An open port, before any message says so. Raises OSError and OverflowError."""
+    return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+
+
+def make_server(app: Starlette) -> uvicorn.Server:
+    """The server for a port of `listen`."""
     return uvicorn.Server(
         uvicorn.Config(
             app,
-            host=host,
-            port=port,
             http="h11",  # strict; uvicorn would take httptools where it is installed
             ws="none",
             log_level="warning",

@@ -11,7 +11,7 @@ from anyio import Lock, to_thread
 
 from front.errors import ApiError
 from torchserve_client.config import ServerConfig, TorchServeError
-from torchserve_client.http import MODEL_NAME, request_headers, torchserve_unreachable
+from torchserve_client.http import MODEL_NAME, ServerUnreachable, request_headers, torchserve_unreachable
 from torchserve_client.keys import Keys
 from torchserve_client.status import StatusClient
 
@@ -48,6 +48,8 @@ class TorchServe:
             return True
         try:
             self._key = await to_thread.run_sync(self._keys.current)
+        except ServerUnreachable as error:
+            raise ApiError(503, torchserve_unreachable(self._config.inference_url)) from error
         except TorchServeError as error:
             raise ApiError(503, str(error)) from error
         return self._is_known(keys)
@@ -62,6 +64,8 @@ class TorchServe:
             if time.monotonic() > self._health_expires:
                 state = await to_thread.run_sync(self._status.state)
                 problem = state.problem or f"The model cannot answer ({state.availability}): see the server app."
+                if state.availability == "down":
+                    problem = torchserve_unreachable(self._config.inference_url)
                 self._health = "" if state.availability == "ready" else problem
                 self._health_expires = time.monotonic() + HEALTH_SECONDS
             return self._health

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from front.__main__ import make_server
+from front.__main__ import listen, make_server
 from front.app import make_app
 from front.torchserve import TorchServe
 from tests.front.upstream import KEY, Upstream
@@ -39,8 +39,8 @@ def running_front(config: ServerConfig) -> Iterator[int]:
     """Yields the port."""
     (port,) = free_ports(1)
     app = make_app(TorchServe(config), ("127.0.0.1", "localhost"), (ORIGIN,))
-    server = make_server(app, "127.0.0.1", port)
-    thread = threading.Thread(target=server.run)
+    server = make_server(app)
+    thread = threading.Thread(target=server.run, args=([listen("127.0.0.1", port)],))
     thread.start()
     try:
         wait_until(lambda: server.started, what="the front listens")

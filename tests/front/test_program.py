@@ -55,7 +55,7 @@ def test_the_end_of_the_front_cuts_open_answers_in_words_and_prints_no_prompt(
         assert b"The answer was cut" in b"".join(pieces)
         printed, _ = process.communicate(timeout=60)
     assert process.returncode == (0 if number == signal.SIGINT else -number)
-    assert printed.startswith(f"The front starts at http://127.0.0.1:{port}/v1.")
+    assert printed.startswith(f"The front listens at http://127.0.0.1:{port}/v1.")
     assert not any(text in printed for text in (PROMPT, KEY, "Traceback"))
     wait_until(lambda: front.upstream.n_hung_up == 1, 10)
 
@@ -95,5 +95,7 @@ def test_a_missing_configuration_is_a_sentence(
 def test_a_port_in_use_ends_the_program_with_a_sentence(front: Front) -> None:
     with running_program(front.home, front.port) as process:
         printed, _ = process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert "address already in use" in printed
+    assert process.returncode == 1
+    sentence = f"The front cannot listen at http://127.0.0.1:{front.port}: choose another --port or --host."
+    assert printed.startswith(sentence), "it does not say before that it listens"
+    assert "ddress already in use" in printed
