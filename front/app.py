@@ -10,8 +10,6 @@ from anyio import CancelScope
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -20,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from front.body import read_body
 from front.errors import WITHOUT_V1, ApiError, api_path, error_response, invalid_key
 from front.torchserve import TorchServe, cut
+from front.web_pages import KnownHosts, KnownOrigins
 from torchserve_client.http import refusal
 
 ERROR_OBJECTS = (b'{"error"', b'{"type": "error"')  # how OpenAI's and Anthropic's begin; TorchServe's own do not
@@ -119,22 +118,20 @@ def make_app(torchserve: TorchServe, hosts: Sequence[str], origins: Sequence[str
 
     endpoint = Relay(torchserve)
     paths = ("/v1/{path:path}", *(f"/{path}" for path in WITHOUT_V1))
-    cors = Middleware(
-        CORSMiddleware,
+    known_origins = Middleware(
+        KnownOrigins,
         allow_origins=origins,
         allow_methods=["GET", "POST"],
         allow_headers=["*"],
         expose_headers=["Retry-After"],
         allow_private_network=True,
     )
-    # Refuses a web page whose name resolves to this address (DNS rebinding): its Host header has that name.
-    trusted_host = Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
     return Starlette(
         routes=[
             *(Route(path, health) for path in ("/health", "/v1/health")),
             *(Route(path, endpoint, methods=["GET", "POST"]) for path in paths),
         ],
-        middleware=[trusted_host, cors],
+        middleware=[Middleware(KnownHosts, hosts), known_origins],
         exception_handlers={HTTPException: error_response},
         lifespan=lifespan,
     )

@@ -28,7 +28,7 @@ class ApiError(HTTPException):
 
 def invalid_key() -> ApiError:
     sentence = "The key is missing or wrong: send Authorization: Bearer KEY."
-    return ApiError(401, f"{sentence} `python -m torchserve_client.keys` prints KEY.", "invalid_api_key")
+    return ApiError(401, f"{sentence} `.venv/bin/python -m torchserve_client.keys` prints KEY.", "invalid_api_key")
 
 
 async def error_response(request: Request, error: Exception) -> Response:

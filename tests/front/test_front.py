@@ -161,7 +161,7 @@ def test_a_missing_or_wrong_key_is_401(front: Front, name: str, value: str) -> N
     assert (response.status_code, response.headers["WWW-Authenticate"]) == (401, "Bearer")
     error = openai_error(response)
     assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_api_key")
-    assert "python -m torchserve_client.keys" in error["message"]
+    assert "`.venv/bin/python -m torchserve_client.keys` prints KEY" in error["message"]
     assert not front.upstream.received
 
 
@@ -179,7 +179,9 @@ def test_without_a_key_file_a_key_that_is_not_known_is_503(front: Front) -> None
     (front.home / "key_file.json").unlink()
     response = front.client.get("/v1/models", headers={"Authorization": "Bearer unknown"})
     assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
-    assert "press Start Server" in openai_error(response)["message"]
+    url = f"http://127.0.0.1:{front.upstream.server_port}"
+    sentence = f"TorchServe does not answer at {url}: press Start Server in the server app."
+    assert openai_error(response)["message"] == sentence
 
 
 # Answers and errors
@@ -324,6 +326,9 @@ def test_a_page_of_a_named_origin_may_use_the_front(front: Front) -> None:
 def test_a_page_of_another_origin_may_not(front: Front, origin: str) -> None:
     response = preflight(front, origin)
     assert response.status_code == 400
+    message = openai_error(response)["message"]
+    assert message.startswith(f"Disallowed CORS origin: a page of {origin} may not send this request.")
+    assert "--allow-origin" in message
     assert "Access-Control-Allow-Origin" not in response.headers
     answer = front.client.post(CHAT, content=BODY, headers={"Origin": origin})
     assert "Access-Control-Allow-Origin" not in answer.headers
@@ -331,7 +336,10 @@ def test_a_page_of_another_origin_may_not(front: Front, origin: str) -> None:
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost@evil.example", ""])
 def test_a_host_name_that_is_not_ours_is_refused(front: Front, host: str) -> None:
-    assert front.client.post(CHAT, content=BODY, headers={"Host": host}).status_code == 400
+    response = front.client.post(CHAT, content=BODY, headers={"Host": host})
+    message = f"The Host header '{host}' names no host of this front: if it is another name of this machine, "
+    assert response.status_code == 400
+    assert openai_error(response)["message"] == f"{message}start the front with --allow-host NAME."
     assert not front.upstream.received
 
 

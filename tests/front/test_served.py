@@ -49,7 +49,7 @@ def test_openais_client_gets_the_same_answer_as_from_torchserve(server: ServerCo
 
 
 def test_errors_are_those_that_openais_client_knows(port: int, client: OpenAI) -> None:
-    with pytest.raises(openai.AuthenticationError, match=r"python -m torchserve_client\.keys"):
+    with pytest.raises(openai.AuthenticationError, match=r"\.venv/bin/python -m torchserve_client\.keys"):
         client.with_options(api_key="wrong").chat.completions.create(**GREEDY)
     with pytest.raises(openai.BadRequestError, match="temperature"):
         client.chat.completions.create(**{**GREEDY, "temperature": 9})
