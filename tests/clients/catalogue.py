@@ -104,13 +104,13 @@ CLIENTS = (
         "anthropic, Python",
         "anthropic_client.py",
         "anthropic",
-        "`Anthropic(base_url=ROOT, api_key=KEY)` at the front; `auth_token=KEY` without it",
+        "`Anthropic(base_url=ROOT, api_key=KEY)`",
     ),
     Client(
         "anthropic, Node",
         "anthropic_client.mjs",
         "@anthropic-ai/sdk",
-        "`new Anthropic({baseURL: ROOT, apiKey: KEY})` at the front; `authToken: KEY` without it",
+        "`new Anthropic({baseURL: ROOT, apiKey: KEY})`",
     ),
     Client(
         "lm-eval",

@@ -2,7 +2,7 @@
 # dependencies = ["anthropic==2.14.0", "pydantic==2.14.4"]
 # ///
 # mypy: ignore-errors
-"""The anthropic package for Python: messages, streams, tools, token counts. TorchServe itself knows only auth_token."""
+"""The anthropic package for Python: messages, streams, tools, token counts."""
 
 import os
 
@@ -11,10 +11,9 @@ from checks import ANSWER, BASE_URL, KEY, MODEL, QUESTION, WRONG_KEY_STATUS, che
 from examples import WEATHER_QUESTION, WEATHER_SCHEMA, get_weather
 
 ROOT = BASE_URL.removesuffix("/v1")
-FRONT = WRONG_KEY_STATUS == 401
 for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"):
     os.environ.pop(name, None)
-client = Anthropic(base_url=ROOT, max_retries=0, timeout=60, **({"api_key": KEY} if FRONT else {"auth_token": KEY}))
+client = Anthropic(base_url=ROOT, max_retries=0, timeout=60, api_key=KEY)
 # The package has no parameter `temperature` any more.
 GREEDY = {"model": MODEL, "max_tokens": 100, "extra_body": {"temperature": 0}}
 HELLO = [{"role": "user", "content": QUESTION}]
@@ -102,7 +101,7 @@ def models():
 
 @check("wrong key")
 def wrong_key():
-    wrong = Anthropic(base_url=ROOT, max_retries=0, **({"api_key": "x"} if FRONT else {"auth_token": "x"}))
+    wrong = Anthropic(base_url=ROOT, max_retries=0, api_key="x")
     fails(lambda: wrong.messages.create(messages=HELLO, **GREEDY), WRONG_KEY_STATUS)
 
 
