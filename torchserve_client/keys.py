@@ -1,6 +1,6 @@
 """The bearer keys for TorchServe's addresses: reads them from the key file and replaces expired ones.
 
-`python -m torchserve_client.keys` prints the inference key.
+`.venv/bin/python -m torchserve_client.keys` prints the inference key.
 """
 
 import argparse

@@ -85,7 +85,7 @@ def _show(config: ServerConfig) -> None:
 
 def _key_command(config: ServerConfig) -> str:
     """Names the configuration if it is not the project's own."""
-    command = "python -m torchserve_client.keys"
+    command = ".venv/bin/python -m torchserve_client.keys"
     if config.path == PROJECT / "config.properties":
         return command
     return f"TS_CONFIG_FILE={shlex.quote(str(config.path))} {command}"

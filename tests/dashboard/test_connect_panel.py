@@ -40,7 +40,7 @@ def shown() -> str:
 def test_key_is_valid_until_torchserve_stops(config: ServerConfig) -> None:
     text = shown()
     assert "clients send it with each request · valid until TorchServe stops" in text
-    assert f"TS_CONFIG_FILE={config.path} python -m torchserve_client.keys" in text
+    assert f"TS_CONFIG_FILE={config.path} .venv/bin/python -m torchserve_client.keys" in text
     assert "the-key" not in text
 
 

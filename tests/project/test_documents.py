@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from llama_cpp_worker.api import anthropic, chat, completions, plain, responses
 from llama_cpp_worker.api.fields import HINTS
 from llama_cpp_worker.api.routes import CALLS, FAMILIES
 from llama_cpp_worker.sampling_params import PARAMETER_NAMES
@@ -27,6 +28,7 @@ def bash_blocks(text: str) -> list[str]:
 
 def run(script: str, server: ServerConfig) -> str:
     """What `script` prints, run in bash beside the server's key file, with this environment's programs."""
+    script = script.replace(".venv/bin/", "")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(PROJECT), "TS_CONFIG_FILE": str(server.path)}
     process = subprocess.run(
@@ -60,7 +62,7 @@ def test_every_curl_example_answers(server: ServerConfig) -> None:
 
 
 def test_the_readmes_load_test_runs(server: ServerConfig) -> None:
-    (command,) = re.findall(r"^python -m experiments\.load_test.*", README, re.MULTILINE)
+    (command,) = re.findall(r"^\.venv/bin/python -m experiments\.load_test.*", README, re.MULTILINE)
     assert "tokens/s" in run(f"{command} --requests 8 --max-tokens 4", server)
 
 
@@ -77,7 +79,7 @@ def test_every_program_explains_itself(module: str) -> None:
 
 
 def test_every_option_in_the_readme_is_known_to_its_program() -> None:
-    commands = [shlex.split(line)[2:] for line in re.findall(r"^python -m .*", README, re.MULTILINE)]
+    commands = [shlex.split(line)[2:] for line in re.findall(r"^\.venv/bin/python -m .*", README, re.MULTILINE)]
     assert len(commands) >= 3
     for module, *arguments in commands:
         text = subprocess.run(
@@ -115,6 +117,11 @@ def test_every_module_that_a_document_runs_exists() -> None:
     assert missing == []
 
 
+def test_every_command_of_a_document_runs_in_a_new_shell() -> None:
+    for document in (README, API, *((PROJECT / "docs" / name).read_text() for name in ("front.md", "clients.md"))):
+        assert re.findall(r"(?<!\.venv/bin/)python -m [\w.]+", document) == []
+
+
 def test_every_metric_is_documented() -> None:
     source = (PROJECT / "llama_cpp_worker" / "metrics.py").read_text()
     assert set(re.findall(r"`(llamacpp_\w+)`", API)) == set(re.findall(r'"(llamacpp_\w+)"', source))
@@ -122,6 +129,8 @@ def test_every_metric_is_documented() -> None:
 
 def test_every_sampling_parameter_is_documented() -> None:
     assert [name for name in (*PARAMETER_NAMES, *HINTS) if f"`{name}`" not in API] == []
+    names = anthropic.NAMES | responses.NAMES | chat.NAMES | completions.NAMES | plain.NAMES
+    assert [name for name in names if not re.search(rf"`{name}[`.]", API)] == []
     assert [path for path in (*FAMILIES, *CALLS) if path.rpartition("/")[2] not in API] == []
 
 
