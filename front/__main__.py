@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         listener = listen(chosen.host, chosen.port)
     except (OSError, OverflowError) as error:  # OverflowError: no port has such a number
-        print(f"The front cannot listen at {url}: choose another --port or --host. The reason: {error}", file=sys.stderr)
+        print(f"The front cannot listen at {url}: choose another --port or --host. ({error})", file=sys.stderr)
         return 1
     print(f"The front listens at {url}/v1. Press Ctrl-C to stop it.", flush=True)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it after an orderly end
