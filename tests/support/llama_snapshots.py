@@ -21,6 +21,7 @@ import pytest
 
 from tests.support.synthetic_llama import CHAT_TEMPLATE
 from torchserve_client.config import PROJECT
+from torchserve_client.file_lock import file_lock
 
 VERSION = llama_cpp.__version__
 SOURCES = PROJECT / ".cache" / f"llama.cpp-tests-{VERSION}"
@@ -28,6 +29,7 @@ PARTS = re.compile(
     r"convert_hf_to_gguf\.py|(conversion|gguf-py)/.+|models/ggml-vocab-llama-(spm|bpe)\.gguf(\.inp|\.out)?"
     r"|models/templates/meta-llama-Llama-3\.1-8B-Instruct\.jinja"
 )
+FETCH_SECONDS = 600  # 77 MB
 N_TRAIN = 512  # tokens of context
 LLAMA_3_WORDS = (  # how the snapshot's tokenizer.json splits a text
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -38,18 +40,22 @@ LLAMA_3_WORDS = (  # how the snapshot's tokenizer.json splits a text
 @cache
 def llama_cpp_sources() -> Path:
     """What the tests need of llama.cpp's sources; skips the test where they cannot be fetched."""
-    if not SOURCES.is_dir():
-        SOURCES.parent.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=SOURCES.parent, prefix=".fetching-") as folder:
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
-            command += ["--no-binary", "llama-cpp-python", f"llama-cpp-python=={VERSION}"]
-            process = subprocess.run(command, env={**os.environ, "TMPDIR": folder}, capture_output=True, text=True)
-            if process.returncode != 0:
-                why = (process.stderr.strip().splitlines() or ["no reason given"])[-1]
-                pytest.skip(f"llama-cpp-python's source archive (77 MB) cannot be fetched: {why}")
-            _unpack(next(Path(folder).glob("*.tar.gz")), Path(folder, "sources"))
-            Path(folder, "sources").rename(SOURCES)
+    with file_lock(SOURCES.parent / f"{SOURCES.name}.lock", FETCH_SECONDS):  # of several test processes, one fetches them
+        if not SOURCES.is_dir():
+            _fetch()
     return SOURCES
+
+
+def _fetch() -> None:
+    with tempfile.TemporaryDirectory(dir=SOURCES.parent, prefix=".fetching-") as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
+        command += ["--no-binary", "llama-cpp-python", f"llama-cpp-python=={VERSION}"]
+        process = subprocess.run(command, env={**os.environ, "TMPDIR": folder}, capture_output=True, text=True)
+        if process.returncode != 0:
+            why = (process.stderr.strip().splitlines() or ["no reason given"])[-1]
+            pytest.skip(f"llama-cpp-python's source archive (77 MB) cannot be fetched: {why}")
+        _unpack(next(Path(folder).glob("*.tar.gz")), Path(folder, "sources"))
+        Path(folder, "sources").rename(SOURCES)
 
 
 def _unpack(archive: Path, target: Path) -> None:
