@@ -40,7 +40,7 @@ LLAMA_3_WORDS = (  # how the snapshot's tokenizer.json splits a text
 @cache
 def llama_cpp_sources() -> Path:
     """What the tests need of llama.cpp's sources; skips the test where they cannot be fetched."""
-    with file_lock(SOURCES.parent / f"{SOURCES.name}.lock", FETCH_SECONDS):  # of several test processes, one fetches them
+    with file_lock(SOURCES.parent / f"{SOURCES.name}.lock", FETCH_SECONDS):  # one of several processes fetches
         if not SOURCES.is_dir():
             _fetch()
     return SOURCES
