@@ -16,6 +16,11 @@ class TorchServeError(Exception):
     """A failure as one sentence, which names the thing, the problem and the next step."""
 
 
+def config_file(path: str | os.PathLike[str] | None = None) -> Path:
+    """`path`, else $TS_CONFIG_FILE, else the config.properties of the project. Its folder is the home of all files."""
+    return Path(path or os.environ.get("TS_CONFIG_FILE") or PROJECT / "config.properties").resolve()
+
+
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
     """The values of config.properties that the apps use.
@@ -42,7 +47,7 @@ class ServerConfig:
     @classmethod
     def load(cls, path: str | os.PathLike[str] | None = None) -> Self:
         """Reads `path`, else $TS_CONFIG_FILE, else the config.properties of the project."""
-        file = Path(path or os.environ.get("TS_CONFIG_FILE") or PROJECT / "config.properties").resolve()
+        file = config_file(path)
         properties = _read_properties(file)
         inference, management, metrics = (
             _address(file, properties, f"{name}_address", port)

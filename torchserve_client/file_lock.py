@@ -1,5 +1,6 @@
 """Locks between programs. Each lock has its own file. The system releases the lock of a killed program."""
 
+import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,12 +38,16 @@ def file_lock(file: Path, timeout_seconds: float, if_locked: TorchServeError | N
 def is_locked(file: Path) -> bool:
     """Whether some program holds the lock.
 
-    Takes the lock for an instant, so a program that wants the lock must give file_lock() a timeout above 0.
+    Shares the lock for an instant, so a program that wants the lock must give file_lock() a timeout above 0. Several
+    callers do not see each other.
     """
-    if not file.exists():
-        return False
     try:
-        with file_lock(file, 0):
-            return False
-    except Locked:
+        with file.open("rb") as opened:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
         return True
+    except OSError as error:
+        raise TorchServeError(f"{file} cannot be read ({error.strerror}): be the user who made it.") from error
+    return False

@@ -5,7 +5,7 @@ what a response means. Streamed responses are in torchserve_client/streaming.py.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException
 from typing import Any, TypeVar
@@ -31,6 +31,8 @@ CONNECT_TIMEOUT_SECONDS = 3.0  # of a stream
 STREAM_TIMEOUT_SECONDS = 1200.0  # of a stream: the queue and a long prompt come before the first event
 UNLOAD_TIMEOUT_SECONDS = 150.0  # TorchServe's unregister_model_timeout, and a little more
 LOAD_TIMEOUT_SECONDS = 660.0  # startupTimeout in model-config.yaml, and a little more
+LARGEST_RESPONSE = 64_000_000  # bytes
+LONGEST_REASON = 1000  # characters of what a server says about an error
 
 T = TypeVar("T")
 
@@ -53,29 +55,65 @@ class RequestRefused(TorchServeError):
         self.code = code
 
 
-def fetch(method: str, url: str, key: str | None, timeout_seconds: float, api_path: str = "") -> Any:
+def fetch(
+    method: str,
+    url: str,
+    key: str | None,
+    timeout_seconds: float,
+    api_path: str = "",
+    body: Mapping[str, Any] | None = None,
+) -> Any:
     """Sends a request and returns the JSON of its response, None if the response is empty.
+
+    body: is sent as JSON, unless it is None.
 
     Raises ServerUnreachable and RequestRefused; a response that is not JSON is a refusal with status 502.
     """
-    text = fetch_text(method, url, key, timeout_seconds, api_path)
+    text = fetch_text(method, url, key, timeout_seconds, api_path, body)
     try:
-        return json.loads(text) if text.strip() else None
+        return decode_json(text) if text.strip() else None
     except ValueError as error:
         message = f"The server at {_origin(url)} is not TorchServe: correct the addresses in config.properties."
         raise RequestRefused(message, 502) from error
 
 
-def fetch_text(method: str, url: str, key: str | None, timeout_seconds: float, api_path: str = "") -> str:
+def fetch_text(
+    method: str,
+    url: str,
+    key: str | None,
+    timeout_seconds: float,
+    api_path: str = "",
+    body: Mapping[str, Any] | None = None,
+) -> str:
     """Sends a request and returns the text of its response. Raises like fetch()."""
     headers = request_headers(key, api_path)
     with errors_as_sentences(url), requests.Session() as session:  # a new connection each time: see retry_once()
         session.trust_env = False  # else ~/.netrc replaces the Authorization header
-        response = session.request(method, url, headers=headers, timeout=timeout_seconds, allow_redirects=False)
-        body = response.content
+        response = session.request(
+            method, url, headers=headers, json=body, timeout=timeout_seconds, allow_redirects=False, stream=True
+        )
+        content = bytearray()
+        for piece in response.iter_content(65_536):
+            content += piece
+            if len(content) > LARGEST_RESPONSE:
+                raise RequestRefused(f"The response of {_origin(url)} is too large.", 502)
     if response.status_code >= 400:
-        raise refusal(response.status_code, body)
-    return body.decode("utf-8", "replace")
+        raise refusal(response.status_code, bytes(content))
+    return content.decode("utf-8", "replace")
+
+
+def decode_json(text: str) -> Any:
+    """What a server's JSON says, with `?` for halves of surrogate pairs: no file and no page can have those.
+
+    Raises ValueError, also if it is nested too deeply.
+    """
+    try:
+        decoded = json.loads(text)
+        if "\\ud" in text.lower():
+            return json.loads(json.dumps(decoded, ensure_ascii=False).encode("utf-8", "replace"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    return decoded
 
 
 def retry_once(send: Callable[[], T]) -> T:
@@ -136,7 +174,7 @@ _SENTENCES = {
 def refusal(status: int, body: bytes) -> RequestRefused:
     """The error of a response: TorchServe's own {"code", "type", "message"}, or the handler's {"error": {...}}."""
     try:
-        answer = json.loads(body)
+        answer = decode_json(body.decode("utf-8", "replace"))
     except ValueError:
         answer = None
     if not isinstance(answer, dict):
@@ -146,7 +184,9 @@ def refusal(status: int, body: bytes) -> RequestRefused:
     kind, message = str(answer.get("type", "")), str(answer.get("message", ""))
     if message.startswith("Worker died"):
         message = "The worker ended before it could answer. TorchServe restarts it: try again in some seconds."
-    sentence = _SENTENCES.get(kind) or message or f"The server answered with status {status} and no reason."
+    sentence = (
+        _SENTENCES.get(kind) or message[:LONGEST_REASON] or f"The server answered with status {status} and no reason."
+    )
     if kind == "ModelNotFoundException" and "not found at" in message:
         sentence = f"{message}: package the model with package_llama.sh first."
     return RequestRefused(sentence, status, kind)
@@ -155,10 +195,10 @@ def refusal(status: int, body: bytes) -> RequestRefused:
 def openai_refusal(error: Any, status: int) -> RequestRefused:
     """The error in an error object of OpenAI's API. In a stream this object is the only place for a status."""
     if not isinstance(error, dict):
-        return RequestRefused(str(error), status)
+        return RequestRefused(str(error)[:LONGEST_REASON], status)
     code = error.get("code")
     return RequestRefused(
-        str(error.get("message") or "The server gave no reason."),
+        str(error.get("message") or "The server gave no reason.")[:LONGEST_REASON],
         code if isinstance(code, int) else status,
         str(error.get("type") or ""),
         error.get("param"),

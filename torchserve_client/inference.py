@@ -6,18 +6,21 @@ Not covered: several models, TorchServe's gRPC interface.
 from typing import Any
 
 from llama_cpp_worker.sampling_params import SamplingParams
-from torchserve_client.config import ServerConfig
-from torchserve_client.http import MODEL_NAME
+from torchserve_client.config import ServerConfig, TorchServeError
+from torchserve_client.http import MODEL_NAME, fetch
 from torchserve_client.keys import Keys
 from torchserve_client.model_description import ModelDescription, ModelDescriptions
 from torchserve_client.status import Availability, StatusClient
 from torchserve_client.streaming import CompletionStream
 
+COUNT_TIMEOUT_SECONDS = 5.0
 DESCRIPTION_WAIT_SECONDS = 0.5  # an idle model describes itself sooner
 
 
 class InferenceClient:
     """The default version of the model. Threads may share one."""
+
+    name = "TorchServe"
 
     def __init__(self, config: ServerConfig) -> None:
         self._keys = Keys(config, "inference")
@@ -36,6 +39,11 @@ class InferenceClient:
         """False if the model has said that it has none: chats are then sent as `Question: … Answer:`."""
         return self._description.has_chat_template
 
+    @property
+    def model(self) -> str:
+        """The model's name for people; empty until state() has seen a model that has described itself."""
+        return self._description.name
+
     def state(self) -> Availability:
         """Whether the model can answer now, and if not, why. Takes two seconds at most and raises nothing."""
         seen = self._status.state()
@@ -51,6 +59,16 @@ class InferenceClient:
     def complete(self, prompt: str, params: SamplingParams) -> CompletionStream:
         """The continuation of a prompt."""
         return self._stream("completions", {"prompt": prompt}, params)
+
+    def count_tokens(self, text: str) -> int | None:
+        """How many tokens a text has; None if no worker says so in time, or if it is far longer than the window."""
+        body = {"content": text, "parse_special": False}
+        try:
+            answer = self._keys.use(lambda key: fetch("POST", self._url, key, COUNT_TIMEOUT_SECONDS, "tokenize", body))
+        except TorchServeError:
+            return None
+        tokens = answer.get("tokens") if isinstance(answer, dict) else None
+        return len(tokens) if isinstance(tokens, list) else None
 
     def _stream(self, path: str, question: dict[str, Any], params: SamplingParams) -> CompletionStream:
         body = {**question, **params.to_request(), "return_progress": True, "timings_per_token": True}

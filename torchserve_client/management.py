@@ -13,6 +13,7 @@ import contextlib
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from urllib.parse import urlencode
 
 import psutil
@@ -21,7 +22,7 @@ from torchserve_client import process as torchserve_process
 from torchserve_client.archives import archive_for, read_archive
 from torchserve_client.config import ServerConfig, TorchServeError
 from torchserve_client.drain import DrainPolicy, drain
-from torchserve_client.file_lock import file_lock
+from torchserve_client.file_lock import file_lock, is_locked
 from torchserve_client.http import (
     LOAD_TIMEOUT_SECONDS,
     MODEL_NAME,
@@ -47,6 +48,15 @@ class ChangeFailed(TorchServeError):
 
 class ArchiveMissing(ChangeFailed):
     """The archive is not in the model store: package_llama.sh makes it."""
+
+
+def is_changing(config: ServerConfig) -> bool:
+    """Whether some program changes the model now."""
+    return is_locked(_change_lock_file(config))
+
+
+def _change_lock_file(config: ServerConfig) -> Path:
+    return config.logs / "change.lock"
 
 
 class ManagementClient(StatusClient):
@@ -132,6 +142,10 @@ class ManagementClient(StatusClient):
         with self._change_lock():
             if not self._retire(version, drain_policy or DrainPolicy()):
                 raise ChangeFailed(f"Version {version} still answers requests and stays loaded: try again later.")
+
+    def await_ready(self, settings: ServingSettings) -> None:
+        """Returns when the registered model has all its workers. Raises ChangeFailed if it does not get them."""
+        self._await_workers(settings, "")
 
     # Each of these is called while this program holds the change lock.
 
@@ -272,7 +286,7 @@ class ManagementClient(StatusClient):
 
     def _change_lock(self) -> contextlib.AbstractContextManager[None]:
         refusal = ChangeFailed("Another page or program is changing the model: wait for its end, then try again.")
-        return file_lock(self._config.logs / "change.lock", CHANGE_LOCK_SECONDS, refusal)
+        return file_lock(_change_lock_file(self._config), CHANGE_LOCK_SECONDS, refusal)
 
 
 def _has_memory_beside(status: ModelStatus) -> bool:

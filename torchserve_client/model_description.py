@@ -14,28 +14,38 @@ from torchserve_client.http import DESCRIPTION_TIMEOUT_SECONDS, MODEL_NAME, fetc
 from torchserve_client.keys import Keys
 from torchserve_client.status import ModelStatus
 
+LARGEST_WINDOW = 1_000_000_000  # tokens; a larger number is no window
 RETRY_DESCRIPTION_SECONDS = 10.0  # after a query without an answer
 
 
 @dataclass(frozen=True, slots=True)
 class ModelDescription:
-    """The `meta` object of an answer of `/v1/models`, of our worker or of llama-server; empty if there is none."""
+    """An entry of the answer of `/v1/models`: its id, and its `meta` object, which our worker and llama-server have."""
 
+    id: str = ""
     meta: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_models(cls, models: Any) -> Self:
-        """Out of the whole answer of `/v1/models`, whatever its shape."""
+    def all_from_models(cls, models: Any) -> list[Self]:
+        """Out of the whole answer of `/v1/models`, whatever its shape; entries without an id are left out."""
         entries = models.get("data") if isinstance(models, dict) else None
-        first = entries[0] if isinstance(entries, list) and entries else None
-        meta = first.get("meta") if isinstance(first, dict) else None
-        return cls(meta if isinstance(meta, dict) else {})
+        found = []
+        for entry in entries if isinstance(entries, list) else []:
+            if isinstance(entry, dict) and isinstance(entry.get("id"), str) and entry["id"]:
+                meta = entry.get("meta")
+                found.append(cls(entry["id"], meta if isinstance(meta, dict) else {}))
+        return found
+
+    @property
+    def name(self) -> str:
+        """For people: the weights' file if the server names it, since our worker's id is the same for all models."""
+        return str(self.meta.get("file") or "").removesuffix(".gguf") or self.id
 
     @property
     def context_window(self) -> int | None:
         """Tokens of prompt and answer together; None if the model does not say."""
         sizes = (self.meta.get(name) for name in ("context_window", "n_ctx"))
-        return next((size for size in sizes if isinstance(size, int)), None)
+        return next((size for size in sizes if type(size) is int and 0 < size <= LARGEST_WINDOW), None)
 
     @property
     def has_chat_template(self) -> bool:
@@ -81,7 +91,7 @@ class ModelDescriptions:
             # TorchServeError: the model has gone, or all its workers are busy. of() tries again later.
             with contextlib.suppress(TorchServeError):
                 models = self._keys.use(lambda key: fetch("GET", url, key, DESCRIPTION_TIMEOUT_SECONDS))
-                description = ModelDescription.from_models(models)
+                description = next(iter(ModelDescription.all_from_models(models)), ModelDescription())
         finally:
             with self._lock:
                 if load == self._load:

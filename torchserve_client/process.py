@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from torchserve_client.config import ServerConfig, TorchServeError
-from torchserve_client.file_lock import file_lock
+from torchserve_client.file_lock import file_lock, is_locked
 from torchserve_client.java import Java, find_java
 from torchserve_client.logs import console_log, start_failure
 from torchserve_client.running_server import (
@@ -70,13 +70,22 @@ def start(config: ServerConfig, on_progress: Callable[[str], None] = lambda sent
     return f"TorchServe is running with {java}."
 
 
+def is_switching(config: ServerConfig) -> bool:
+    """Whether some program launches or stops TorchServe now. After the launch, its age tells that it is starting."""
+    return is_locked(_start_lock_file(config))
+
+
+def _start_lock_file(config: ServerConfig) -> Path:
+    return config.logs / "start.lock"
+
+
 def _start_lock(config: ServerConfig) -> AbstractContextManager[None]:
     """Allows one start or stop at a time, in whatever program.
 
     A second TorchServe would overwrite the key file before it fails, and a stop would remove what a start has made.
     """
     refusal = TorchServeError("Another program keeps starting or stopping TorchServe: end that program.")
-    return file_lock(config.logs / "start.lock", START_LOCK_SECONDS, refusal)
+    return file_lock(_start_lock_file(config), START_LOCK_SECONDS, refusal)
 
 
 def _begin(config: ServerConfig, on_progress: Callable[[str], None]) -> Java:

@@ -72,6 +72,7 @@ class WorkerStatus:
     pid: int  # 0 or less until the process has started
     status: str
     is_alive: bool  # whether its process runs
+    is_paused: bool  # whether a signal has stopped its process, as Ctrl-Z does
     memory_bytes: int  # resident; 0 if unknown
     started: datetime | None
 
@@ -80,20 +81,28 @@ class WorkerStatus:
         return self.status == "READY" and self.is_alive
 
     @property
-    def phase(self) -> Literal["ready", "loading", "restarting"]:
-        """TorchServe restarts a worker whose process has ended, with growing pauses."""
+    def phase(self) -> Literal["ready", "loading", "starting"]:
+        """Without a process, TorchServe is starting one: at once, or with growing pauses after processes that ended."""
         if self.is_ready:
             return "ready"
-        return "loading" if self.is_alive else "restarting"
+        return "loading" if self.is_alive else "starting"
 
     @classmethod
     def from_describe(cls, raw: dict[str, Any]) -> Self:
-        pid, is_alive, memory = raw.get("pid", 0), False, 0
+        pid, status, memory = raw.get("pid", 0), "", 0
         with contextlib.suppress(psutil.Error, ValueError):
             process = psutil.Process(pid)
             memory = process.memory_info().rss  # TorchServe's own figure is 0 for the first minute
-            is_alive = process.status() != psutil.STATUS_ZOMBIE
-        return cls(raw["id"], pid, raw["status"], is_alive, memory, parse_instant(raw.get("startTime", "")))
+            status = process.status()
+        return cls(
+            id=raw["id"],
+            pid=pid,
+            status=raw["status"],
+            is_alive=status not in ("", psutil.STATUS_ZOMBIE),
+            is_paused=status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP),
+            memory_bytes=memory,
+            started=parse_instant(raw.get("startTime", "")),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,15 +187,15 @@ class StatusClient:
             is_foreign = refusal.status == 502  # another program answers at TorchServe's address
             return ServerState("down" if is_foreign else "unhealthy", problem=str(refusal))
         except TorchServeError as error:
-            return ServerState("unhealthy", problem=str(error))
+            return self._state_of_process(str(error))  # TorchServe writes its keys while it starts
 
-    def _state_of_process(self) -> ServerState:
+    def _state_of_process(self, problem: str = "") -> ServerState:
         process = find_server(self._config)
         if process is None or age_seconds(process) < START_SECONDS:
             return ServerState("starting" if process else "down")
         url = self._config.management_url
-        problem = f"TorchServe (process {process.pid}) runs but does not answer at {url}: stop it and start it again."
-        return ServerState("unhealthy", problem=problem)
+        silent = f"TorchServe (process {process.pid}) runs but does not answer at {url}: stop it and start it again."
+        return ServerState("unhealthy", problem=problem or silent)
 
     def describe(self, version: str = "", timeout_seconds: float = REQUEST_TIMEOUT_SECONDS) -> ModelStatus | None:
         """One version, "" for the default one; None if it is not registered. Raises TorchServeError."""

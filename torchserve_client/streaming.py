@@ -21,6 +21,7 @@ from torchserve_client.http import (
     CONNECT_TIMEOUT_SECONDS,
     STREAM_TIMEOUT_SECONDS,
     ServerUnreachable,
+    decode_json,
     errors_as_sentences,
     openai_refusal,
     refusal,
@@ -33,7 +34,7 @@ class StreamCut(TorchServeError):
     """The stream ended before its `data: [DONE]`: the answer is not complete."""
 
 
-_CUT = "The answer was cut: the server ended the connection before the end. Ask again; a worker restarts in seconds."
+_CUT = "The answer was cut: the server ended the connection before the end. Continue it, or ask again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class StreamEvent:
 
     progress: the prefill's progress: `total`, `cache` and `processed` tokens. It comes before the first text, and
     timings come with every text, if the request has `return_progress` and `timings_per_token`.
+    thought: what the model thinks before it answers, if the server sends that apart (`reasoning_content`, in newer
+    versions of vLLM `reasoning`).
     """
 
     text: str = ""
@@ -49,6 +52,7 @@ class StreamEvent:
     usage: dict[str, Any] | None = None
     timings: dict[str, Any] | None = None
     progress: dict[str, Any] | None = None
+    thought: str = ""
 
 
 class CompletionStream:
@@ -135,7 +139,7 @@ class CompletionStream:
                 if self._is_closed or line.startswith("data: [DONE]"):
                     return
                 if line.startswith("data:"):
-                    yield _event(json.loads(line.removeprefix("data:")))
+                    yield _event(decode_json(line.removeprefix("data:")))
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise StreamCut(_CUT) from error
         raise StreamCut(_CUT)
@@ -151,8 +155,21 @@ def _event(event: Any) -> StreamEvent:
         if "error" in event:
             raise openai_refusal(event["error"], 500)
         choice: dict[str, Any] = next(iter(event.get("choices") or []), {})
-        text = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
+        delta = choice.get("delta") or {}
+        text = choice.get("text") or delta.get("content") or ""
+        thought = delta.get("reasoning_content") or delta.get("reasoning") or ""
+        finish_reason = choice.get("finish_reason") or ""
+        if not all(isinstance(words, str) for words in (text, thought, finish_reason)):
+            raise TypeError
         usage, timings, progress = (event.get(name) for name in ("usage", "timings", "prompt_progress"))
-        return StreamEvent(text, choice.get("finish_reason"), usage, timings, progress)
+        return StreamEvent(text, finish_reason or None, usage, timings, _progress(progress), thought)
     except (AttributeError, TypeError) as error:
         raise ValueError("an event has another form than OpenAI's") from error
+
+
+def _progress(progress: Any) -> dict[str, Any] | None:
+    """None if these are not the numbers of a prefill; the answer goes on without them."""
+    if not isinstance(progress, dict):
+        return None
+    counts = [progress.get(name) for name in ("total", "cache", "processed")]
+    return progress if all(isinstance(count, int) for count in counts) else None

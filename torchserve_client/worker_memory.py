@@ -1,7 +1,7 @@
 """The main memory that a worker needs. Knows nothing of Streamlit and sends no request.
 
-A running worker reports the memory that it needs when its caches are full, and its use now is measured. Without a
-worker, the size of the model's file gives a lower bound.
+A running worker reports the memory that it needs when its caches are full, and its use now is measured. Without such a
+report there is only a lower bound: the use now, or the size of the model's file.
 """
 
 from dataclasses import dataclass
@@ -9,21 +9,22 @@ from typing import Any
 
 from torchserve_client.status import ModelStatus
 
-EMPTY_WORKER_BYTES = 300 * 2**20  # a worker without a model: Python, torch, TorchServe (measured: 230 to 300 MB)
+EMPTY_WORKER_BYTES = 120 * 2**20  # a worker without weights and caches (measured: 105 MB, docs/measurements.md)
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerMemory:
     """`fixed_bytes`, and `slot_bytes` for each slot. `mapped_bytes` of the fixed ones are the model's file.
 
-    All workers map the file once. mapped_bytes is 0 if the part is unknown.
-    is_measured: whether it comes from a running worker. Otherwise the size of a slot is unknown and 0.
+    All workers map the file once. mapped_bytes is 0 if the part is unknown. window: tokens of context of a slot, or 0.
+    is_complete: whether the worker has reported what full caches need. Otherwise the size of a slot is unknown and 0.
     """
 
     fixed_bytes: int
     slot_bytes: int
     mapped_bytes: int = 0
-    is_measured: bool = True
+    window: int = 0
+    is_complete: bool = True
 
     def of_first(self, batch_size: int) -> int:
         """With the model's file."""
@@ -42,12 +43,10 @@ def worker_memory(status: ModelStatus | None, model_bytes: int | None, meta: dic
     """
     fixed = EMPTY_WORKER_BYTES + (model_bytes or 0)
     measured = max((worker.memory_bytes for worker in status.workers if worker.is_ready), default=0) if status else 0
-    if not status or not measured:
-        return WorkerMemory(fixed, 0, is_measured=False)
-    batch_size = status.settings.batch_size
-    if needed := (meta or {}).get("memory_bytes"):
+    needed = (meta or {}).get("memory_bytes")
+    if status and measured and needed:
         described = EMPTY_WORKER_BYTES + needed["weights"] + needed["saved_sequences"] + needed.get("embeddings", 0)
         fixed = max(described, measured - needed["kv_cache"])
-        return WorkerMemory(fixed, needed["kv_cache"] // batch_size, needed["weights"])
-    fixed = min(fixed, measured)
-    return WorkerMemory(fixed, (measured - fixed) // batch_size)
+        slot = needed["kv_cache"] // status.settings.batch_size
+        return WorkerMemory(fixed, slot, needed["weights"], (meta or {}).get("context_window", 0))
+    return WorkerMemory(max(fixed, measured), 0, is_complete=False)

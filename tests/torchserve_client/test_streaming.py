@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.serving import free_ports, wait_until
 from torchserve_client import streaming
-from torchserve_client.http import RequestRefused, ServerUnreachable
+from torchserve_client.http import LONGEST_REASON, RequestRefused, ServerUnreachable
 from torchserve_client.keys import NO_KEY, FixedKey
 from torchserve_client.streaming import CompletionStream, StreamCut, StreamEvent
 
@@ -184,14 +184,36 @@ def test_stream_without_done_was_cut(server: ScriptedServer, is_truncated: bool)
         b'{"choices": ["x"]}',
         b'{"choices": 5}',
         b'{"choices": [{"delta": "x"}]}',
+        b'{"choices": [{"delta": {"content": 5}}]}',
+        b'{"choices": [{"delta": {"reasoning_content": ["x"]}}]}',
+        b'{"choices": [{"text": "x", "finish_reason": {"a": 1}}]}',
+        b"[" * 100_000,
     ],
-    ids=["string", "list", "no json", "choice", "choices", "delta"],
+    ids=["string", "list", "no json", "choice", "choices", "delta", "text", "thought", "reason", "depth"],
 )
 def test_event_of_another_form_cuts_the_stream(server: ScriptedServer, content: bytes) -> None:
     server.script = [b"data: " + content + b"\n\n", DONE]
 
     with pytest.raises(StreamCut, match="was cut"):
         next(server.stream())
+
+
+@pytest.mark.parametrize("progress", [True, [1], {}, {"total": 1e308, "cache": 0, "processed": 5}, {"total": None}])
+def test_progress_that_is_no_progress_is_ignored(server: ScriptedServer, progress: object) -> None:
+    server.script = [event(choices=[{"text": "x"}], prompt_progress=progress), DONE]
+    assert list(server.stream()) == [StreamEvent("x")]
+
+
+def test_half_of_a_surrogate_pair_becomes_a_question_mark(server: ScriptedServer) -> None:
+    server.script = [event(choices=[{"text": "a\ud83db 😀"}]), DONE]
+    assert next(server.stream()).text == "a?b 😀"
+
+
+def test_long_error_is_shortened(server: ScriptedServer) -> None:
+    server.script = [event(error={"message": "no" * 100_000}), DONE]
+    with pytest.raises(RequestRefused) as refused:
+        next(server.stream())
+    assert str(refused.value) == "no" * (LONGEST_REASON // 2)
 
 
 def test_error_event_in_a_stream_is_a_refusal(server: ScriptedServer) -> None:

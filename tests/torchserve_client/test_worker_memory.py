@@ -11,15 +11,14 @@ DESCRIPTION = {"memory_bytes": {"weights": 100 * MB, "kv_cache": 800 * MB, "save
 
 
 def served(memory_bytes: int) -> ModelStatus:
-    worker = WorkerStatus("9000", 1, "READY", is_alive=True, memory_bytes=memory_bytes, started=None)
+    worker = WorkerStatus("9000", 1, "READY", is_alive=True, is_paused=False, memory_bytes=memory_bytes, started=None)
     return ModelStatus("llamacpp", "1.0", "llamacpp.tar.gz", SETTINGS, "continuous", (worker,), 0, {})
 
 
-def test_memory_is_measured_from_a_running_worker() -> None:
+def test_growth_is_not_taken_for_contexts_before_the_model_has_described_itself() -> None:
     memory = worker_memory(served(EMPTY_WORKER_BYTES + 900 * MB), model_bytes=100 * MB, meta=None)
 
-    assert memory == WorkerMemory(EMPTY_WORKER_BYTES + 100 * MB, 100 * MB)
-    assert memory.of_first(batch_size=2) == EMPTY_WORKER_BYTES + 300 * MB
+    assert memory == WorkerMemory(EMPTY_WORKER_BYTES + 900 * MB, 0, is_complete=False)
 
 
 def test_memory_of_a_model_without_a_description_is_the_measured_use() -> None:
@@ -40,5 +39,5 @@ def test_another_worker_needs_no_second_copy_of_the_mapped_file(used: int, anoth
 
 
 def test_memory_of_a_model_that_does_not_run_is_the_least_it_can_be() -> None:
-    least = WorkerMemory(EMPTY_WORKER_BYTES + 100 * MB, 0, is_measured=False)
+    least = WorkerMemory(EMPTY_WORKER_BYTES + 100 * MB, 0, is_complete=False)
     assert worker_memory(None, 100 * MB, meta=None) == least
