@@ -6,6 +6,7 @@ nothing of llama.cpp's API.
 Not covered: Macs whose GPU has separate memory. They get the smaller KV cache of a Mac with shared memory.
 """
 
+import os
 import re
 import subprocess
 from collections import Counter
@@ -110,9 +111,10 @@ def physical_cores() -> int:
 
     The threads wait for each other, so the slowest core decides the speed.
     """
-    if _is_mac() and (cores := _output_of("sysctl", "-n", "hw.perflevel0.physicalcpu")).isdigit():
-        return int(cores)
-    return psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+    if _is_mac() and (performance := _output_of("sysctl", "-n", "hw.perflevel0.physicalcpu")).isdigit():
+        return int(performance)
+    cores = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+    return min(cores, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else cores  # taskset, a cpuset
 
 
 def has_memory_pressure() -> bool:

@@ -19,6 +19,7 @@ REPORT_SECONDS = 0.5  # between two reports if only token counts have changed
 
 SLOTS_BUSY, REQUESTS_WAITING = "llamacpp_slots_busy", "llamacpp_requests_waiting"
 PREFILL_TOKENS_WAITING = "llamacpp_prefill_tokens_waiting"
+REQUESTS_PREFILLING = "llamacpp_requests_prefilling"
 WORKER_ID = "llamacpp_worker_id"
 GAUGES: dict[str, Callable[[Engine], int]] = {
     SLOTS_BUSY: lambda engine: len(engine.running),
@@ -26,6 +27,7 @@ GAUGES: dict[str, Callable[[Engine], int]] = {
     PREFILL_TOKENS_WAITING: lambda engine: sum(
         request.n_to_prefill for request in (*engine.waiting, *engine.running.values())
     ),
+    REQUESTS_PREFILLING: lambda engine: sum(request.n_to_prefill > 0 for request in engine.running.values()),
     "llamacpp_slots": lambda engine: engine.model.n_slots,
     "llamacpp_cache_tokens": lambda engine: engine.cache.n_tokens,
     "llamacpp_cache_capacity_tokens": lambda engine: engine.model.n_slots * engine.model.window,

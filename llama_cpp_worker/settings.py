@@ -17,7 +17,7 @@ class Settings:
 
     model_name: str = "llamacpp"
     model_path: str = ""
-    n_ctx: int = 0
+    n_ctx: int = 4096
     n_batch: int = 512
     n_gpu_layers: int = -1
     n_threads: int = 0

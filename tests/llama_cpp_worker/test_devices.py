@@ -86,6 +86,18 @@ def test_a_machine_without_these_programs_uses_its_cores(tmp_path: Path, monkeyp
     assert not has_memory_pressure()
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system pins no process to cores")
+def test_a_pinned_process_uses_only_its_cores() -> None:
+    allowed = os.sched_getaffinity(0)
+    physical_cores.cache_clear()
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert physical_cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+        physical_cores.cache_clear()
+
+
 # --- memory
 
 

@@ -65,6 +65,7 @@ def test_prompts_in_and_before_a_slot_count_as_tokens_that_wait_for_their_prefil
     engine.step()
     metrics.report()
     assert cache.last["llamacpp_prefill_tokens_waiting"] == 130 - engine.model.n_batch
+    assert cache.last["llamacpp_requests_prefilling"] == 1
 
 
 def test_an_idle_report_shows_nothing_busy_until_the_next_report(engine: Engine) -> None:
