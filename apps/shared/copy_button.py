@@ -7,6 +7,8 @@ from typing import Any
 
 import streamlit as st
 
+from apps.shared.ordered_data import ordered
+
 _ICON = (
     '<svg viewBox="0 0 24 24" width="18" height="18" fill="none" stroke="currentColor" stroke-width="1.8">'
     '<rect x="9" y="9" width="11" height="12" rx="1.5"/><path d="M15 5V4a1 1 0 0 0-1-1H5a1 1 0 0 0-1 1v12h1"/></svg>'
@@ -27,6 +29,8 @@ button:focus-visible { outline: 2px solid var(--st-primary-color); outline-offse
 """
 _SCRIPT = """
 export default function ({ data, parentElement }) {
+    if (data.number < (parentElement.dataNumber ?? 0)) return; // apps/shared/ordered_data.py
+    parentElement.dataNumber = data.number;
     const button = parentElement.querySelector("button");
     const setLabel = (words) => {
         button.title = data.label ? "" : words;
@@ -59,4 +63,4 @@ def _component() -> Any:
 
 def draw_copy_button(text: str, key: str, label: str = "") -> None:
     """With a label it looks like any other button, without one it is an icon."""
-    _component()(data={"text": text, "label": label}, key=key, width="content", height="content")
+    _component()(data=ordered(key, {"text": text, "label": label}), key=key, width="content", height="content")
