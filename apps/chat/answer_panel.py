@@ -2,20 +2,22 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import streamlit as st
-from streamlit.delta_generator import DeltaGenerator
 
 from apps.chat.answering import Answers
 from apps.chat.context import left_out
-from apps.chat.markdown_text import is_right_to_left, text_as_markdown, with_direction
+from apps.chat.editor_panel import draw_editor, is_edited, start_editing
+from apps.chat.growing_answer import GrowingAnswer, finished_blocks
+from apps.chat.message_panel import Action, Branch, Feed, MessageData, draw_message
 from apps.chat.messages import Message, MessageTree, tokens_of
 from apps.chat.pending_actions import NEW
 from apps.chat.session import queue, session_pending
+from apps.chat.thought import split_thought
 from apps.chat.turns import Chat
-from apps.shared.copy_button import draw_copy_button
 
 REDRAW_SECONDS = 0.1  # Streamlit handles a click only when the script calls it
 STORE_POLL_SECONDS = 0.5  # between two queries for changes by other tabs, while an answer streams
@@ -25,6 +27,7 @@ ENDINGS = {
     "full": "context window full",
     "stopped": "stopped by you",
     "cut": "cut",
+    "edited": "edited by you",
 }
 PHASE_LABELS = {
     "waiting": "waits for the answer before it",
@@ -38,28 +41,17 @@ PHASE_LABELS = {
 
 @dataclass(slots=True)
 class AnswerView:
-    """The elements of an unfinished answer on the page, and the message that they show."""
+    """An unfinished answer on the page, and the message that it shows."""
 
     message: Message
     prompt: str  # of a raw answer, which continues it
-    text: DeltaGenerator
-    caption: DeltaGenerator
-    _text: str = ""
-    _caption: str = ""
+    feed: Feed
 
     def draw(self, message: Message) -> None:
-        """Draws what has changed."""
-        text, caption = self.prompt + message.text, caption_of(message)
-        if text != self._text:
-            draw_text(self.text, text)
-        if caption != self._caption:
-            self.caption.caption(caption)
-        self.message, self._text, self._caption = message, text, caption
-
-
-def draw_text(element: DeltaGenerator, text: str) -> None:
-    alignment: Any = "right" if is_right_to_left(text) else "left"
-    element.markdown(with_direction(text_as_markdown(text)), text_alignment=alignment)
+        """Draws what has changed, unless the last update was too large for another one already."""
+        self.message = message
+        if self.feed.is_due():
+            self.feed.send(self.prompt + message.text, caption_of(message), thought_label(message))
 
 
 def draw_answer(
@@ -70,36 +62,86 @@ def draw_answer(
     It always has the same number of elements. Streamlit removes surplus elements of the page before only when the run
     ends, and a run that streams an answer ends with it.
     """
-    view = AnswerView(message, prompt, st.empty(), st.empty())
-    problem, choice, buttons = st.empty(), st.empty(), st.empty()
-    if not message.ended:
-        with buttons:
-            action_button(f"stop_{message.id}", "stop_circle", Chat.stop, [message.id], "Stop")
-        return view
-    view.draw(message)
-    if message.problem:
-        problem.error(text_as_markdown(message.problem))
-    if message.ended == "too long" and is_last and left_out(tree.path()[:-2]) < len(tree.path()) - 2:
-        with choice.container(horizontal=True, gap="small"):
-            _draw_choice(message, question=tree.messages[message.parent_id or 0].text)
-    with buttons.container(horizontal=True, vertical_alignment="center", gap="xsmall"):
-        _draw_buttons(message, prompt, is_last)
-        if not in_group:
-            draw_branches(message, tree)
-    return None
+    text = prompt + message.text
+    parts = split_thought(text)
+    data = MessageData(str(message.id), "answer", "", size=len(text), figures=caption_of(message))
+    data = replace(data, thought_label=thought_label(message))
+    growing = GrowingAnswer()
+    if message.ended:
+        thought = finished_blocks(parts.thought or "")
+        data = replace(
+            data,
+            text=parts.answer or text,
+            blocks=thought + finished_blocks(parts.answer),
+            thought=len(thought),
+            about=about_figures(message),
+            problem=message.problem,
+            actions=actions_of(message, is_last),
+            branch=None if in_group else branch_of(message, tree),
+        )
+    else:
+        growing.update(text)
+        data = replace(data, blocks=growing.blocks, is_live=True, thought=growing.n_thought, thinks=growing.is_thinking)
+    shown, below = st.empty(), st.empty()
+    if message.ended and is_edited(message):
+        with shown.container():
+            draw_editor(message, "Answer", "Save", Chat.edit_answer)
+        return None
+    with shown:
+        draw_message(data, partial(act_on_answer, message, branch_ids(message, tree)))
+    if message.ended == "too long" and is_last:
+        with below.container(horizontal=True, gap="small"):
+            has_turns = left_out(tree.path()[:-2]) < len(tree.path()) - 2
+            _draw_choice(message, tree.messages[message.parent_id or 0], has_turns)
+    return None if message.ended else AnswerView(message, prompt, Feed(data.id, below, growing))
 
 
-def draw_branches(message: Message, tree: MessageTree) -> None:
-    """Which of several branches is shown, and buttons for its neighbours."""
-    branches = [branch.id for branch in tree.siblings(message)]
-    if len(branches) < 2:
-        return
-    at = branches.index(message.id)
-    for step, icon, name in ((-1, "chevron_left", "earlier"), (1, "chevron_right", "later")):
-        if step == 1:
-            st.caption(f"{at + 1}/{len(branches)}", width="content")
-        neighbour, is_end = branches[(at + step) % len(branches)], not 0 <= at + step < len(branches)
-        action_button(f"{name}_{message.id}", icon, Chat.show, neighbour, about=f"The {name} version", disabled=is_end)
+def branch_ids(message: Message, tree: MessageTree) -> list[int]:
+    return [branch.id for branch in tree.siblings(message)]
+
+
+def branch_of(message: Message, tree: MessageTree) -> Branch | None:
+    """Which of several branches is shown."""
+    ids = branch_ids(message, tree)
+    return Branch(ids.index(message.id) + 1, len(ids)) if len(ids) > 1 else None
+
+
+def neighbour(message: Message, ids: Sequence[int], step: int) -> int:
+    return ids[min(max(ids.index(message.id) + step, 0), len(ids) - 1)]
+
+
+def act_on_answer(message: Message, ids: Sequence[int], name: str) -> None:
+    """Callback: what a button of the bar does. "redraw" only starts a run."""
+    if name == "again":
+        queue(Chat.answer_again, message.id)
+    elif name == "continue":
+        queue(Chat.continue_answer, message.id)
+    elif name == "edit":
+        start_editing(message.id)
+    elif name == "delete":
+        delete_message(message.id)
+    elif name in ("earlier", "later"):
+        queue(Chat.show, neighbour(message, ids, -1 if name == "earlier" else 1))
+
+
+def delete_message(message_id: int) -> None:
+    """Callback: deletes it and offers its undo (page_end_panel.py)."""
+    queue(Chat.delete_message, message_id)
+    st.session_state.deleted_message = (st.session_state.opened, message_id, st.session_state.get("n_asked", 0))
+
+
+def actions_of(message: Message, is_last: bool) -> list[Action]:
+    """The buttons of a finished answer. In the middle of a conversation, it is deleted together with its question."""
+    actions = [Action("copy", "Copy")] if message.text else []
+    has_failed = message.ended in ("failed", "cut", "too long") and is_last
+    actions.append(Action("again", label="Try again") if has_failed else Action("again", "Another answer"))
+    if message.text:
+        actions.append(Action("edit", "Edit"))
+    if is_last:
+        actions.append(Action("delete", "Delete"))
+    if message.text and message.ended in ("length", "stopped", "cut", "failed", "edited") and is_last:
+        actions.append(Action("continue", label="Continue"))
+    return actions
 
 
 def action_button(
@@ -111,28 +153,22 @@ def action_button(
     about: str | None = None,
     disabled: bool = False,
 ) -> None:
-    """Queues `action(chat, argument)`. Without a label the button is only an icon, which `about` explains."""
+    """Queues `action(chat, argument)`. Without a label the button shows only its icon, and `about` is its name."""
     kind: Any = "secondary" if label else "tertiary"
+    name, key = (label, key) if label else (about or "", f"icon_{key}")  # apps/shared/page_style.css
     icon = f":material/{icon}:"
-    st.button(label, key, about, queue, (action, argument), type=kind, icon=icon, disabled=disabled)
+    st.button(name, key, about, queue, (action, argument), type=kind, icon=icon, disabled=disabled)
 
 
-def _draw_buttons(message: Message, prompt: str, is_last: bool) -> None:
-    if message.text:
-        draw_copy_button(prompt + message.text, key=f"copy_{message.id}")
-    has_failed = message.ended in ("failed", "cut", "too long") and is_last
-    label, about = ("Try again", None) if has_failed else ("", "Another answer")
-    action_button(f"again_{message.id}", "refresh", Chat.answer_again, message.id, label, about)
-    with st.empty():
-        if message.text and message.ended in ("length", "stopped", "cut", "failed") and is_last:
-            action_button(f"continue_{message.id}", "resume", Chat.continue_answer, message.id, "Continue")
-
-
-def _draw_choice(message: Message, question: str) -> None:
+def _draw_choice(message: Message, question: Message, has_turns: bool) -> None:
     """What a person can do when a conversation does not fit the context window."""
+    label, key = "Shorten the question", f"shorten_{message.id}"
+    st.button(label, key, on_click=start_editing, args=(question.id,))
+    if not has_turns:
+        return
     label, key = "Leave out the oldest turns", f"leave_out_{message.id}"
     st.button(label, key, on_click=queue, args=(Chat.leave_out_oldest, message.id))
-    st.button("Start anew with this question", key=f"anew_{message.id}", on_click=_start_anew, args=(question,))
+    st.button("Start anew with this question", key=f"anew_{message.id}", on_click=_start_anew, args=(question.text,))
 
 
 def _start_anew(question: str) -> None:
@@ -153,10 +189,33 @@ def caption_of(message: Message) -> str:
             parts.append(f"{max(0.0, time.time() - message.figures.get('asked_at', time.time())):.0f} s")
         return " · ".join(parts)
     parts = counts_of(message)
-    cached = message.figures.get("usage", {}).get("prompt_tokens_details", {}).get("cached_tokens")
+    cached, prompt_tokens = cached_tokens(message)
     if cached is not None:
-        parts.append(f"{cached:,} of {message.figures['usage'].get('prompt_tokens', 0):,} prompt tokens cached")
+        parts.append(f"{cached:,} of {prompt_tokens:,} cached")
     return " · ".join([*parts, ENDINGS[message.ended]] if message.ended in ENDINGS else parts)
+
+
+def thought_label(message: Message) -> str:
+    seconds = message.figures.get("thought_seconds")
+    if seconds is not None:
+        return f"Thought for {max(1, round(seconds))} s"
+    return "Thought" if message.ended else "Thinking…"
+
+
+def about_figures(message: Message) -> str:
+    """The figures that need words."""
+    cached, prompt_tokens = cached_tokens(message)
+    if cached is None:
+        return ""
+    return (
+        f"{cached:,} of the prompt's {prompt_tokens:,} tokens were in the server's cache, so it did not read them again"
+    )
+
+
+def cached_tokens(message: Message) -> tuple[int | None, int]:
+    """Tokens of the prompt that were in the server's cache, if it says so, and all tokens of the prompt."""
+    usage = message.figures.get("usage", {})
+    return usage.get("prompt_tokens_details", {}).get("cached_tokens"), usage.get("prompt_tokens", 0)
 
 
 def counts_of(message: Message) -> list[str]:
@@ -175,9 +234,11 @@ def stream_answers(
     answers: Answers,
     views: Sequence[AnswerView],
     is_outdated: Callable[[], bool],
-    draw_total: Callable[[Sequence[Message]], object] | None = None,
+    redraw_totals: Callable[[Sequence[Message]], object],
 ) -> None:
-    """Redraws these answers as they grow, until one has ended or the page `is_outdated`: then the page must be redrawn.
+    """Redraws these answers and their totals as they grow, until one has ended or the page `is_outdated`.
+
+    Then the page must be redrawn.
 
     If the run is aborted meanwhile (a click, a reload), the answers go on.
     """
@@ -187,8 +248,7 @@ def stream_answers(
         session_pending()  # touching session_state lets Streamlit abort this run even when nothing is drawn
         for view in views:
             view.draw(answers.latest(view.message))
-        if draw_total is not None:
-            draw_total([view.message for view in views])
+        redraw_totals([view.message for view in views])
         if time.monotonic() > next_poll:
             if is_outdated():
                 return

@@ -15,9 +15,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Protocol
 
+from apps.chat.context import prompt_tokens_in, too_long
 from apps.chat.database import StoreError
 from apps.chat.messages import Message, clean_figures
+from apps.chat.origin import NamedServer, origin_of
 from apps.chat.store import ChatStore
+from apps.chat.thought import add_thought, end_thought, split_thought
 from torchserve_client.config import TorchServeError
 from torchserve_client.http import RequestRefused, ServerUnreachable
 from torchserve_client.streaming import CompletionStream, StreamCut, StreamEvent
@@ -30,9 +33,10 @@ SERVER_RETRY_SECONDS = 0.5  # between two requests to a server that starts or lo
 TOO_LONG = {"context_length_exceeded", "exceed_context_size_error"}  # OpenAI's code and ours; llama-server's type
 GENERATED = ("text", "ended", "problem", "figures", "phase", "percent")  # fields of a message that its answer sets
 STARTING = ("starting", "loading")  # states of a server that becomes ready without help
+CUT_REASONS = ("content_filter", "abort", "error")  # finish reasons: OpenAI's, vLLM's
 
 
-class AnsweringServer(Protocol):
+class AnsweringServer(NamedServer, Protocol):
     """What an answer's thread needs of torchserve_client/inference.py or openai_client.py."""
 
     @property
@@ -136,6 +140,8 @@ class Answers:
             ended, problem = self._receive(answer), ""
         except (TorchServeError, StoreError) as error:
             ended, problem = reason_of(error), str(error)
+            if ended == "too long":
+                problem = too_long(prompt_tokens_in(problem), answer.server.context_window)
         finally:
             if answer.is_stopped.is_set():
                 ended, problem = "stopped", ""
@@ -177,15 +183,19 @@ class Answers:
         for event in self._events(answer):
             self._change(answer, **changes_by(event, answer.message, time.monotonic() - started))
             finish_reason = event.finish_reason or finish_reason
+        if finish_reason in CUT_REASONS:
+            raise StreamCut(f"The server ended the answer early ({finish_reason}). Continue it, or ask again.")
         if not finish_reason and not answer.is_stopped.is_set():
             raise StreamCut("The answer ended without a reason. Continue it, or ask again.")
-        return finish_reason
+        return "length" if finish_reason == "length" else "stop"  # other servers have more words for an end
 
     def _events(self, answer: RunningAnswer) -> Iterator[StreamEvent]:
         """The events of the answer's stream. Retries while the server starts or loads the model."""
         while not answer.is_stopped.is_set():
             try:
-                yield from answer.attach(answer.send())
+                stream = answer.attach(answer.send())
+                self._change(answer, figures=answer.message.figures | origin_of(answer.server))
+                yield from stream
                 return
             except (ServerUnreachable, RequestRefused):
                 state = answer.server.state()
@@ -223,9 +233,19 @@ class Answers:
 def changes_by(event: StreamEvent, message: Message, seconds: float) -> dict[str, Any]:
     """What an event that came `seconds` after the request changes in the answer's message."""
     figures = message.figures | clean_figures({"usage": event.usage, "timings": event.timings})
-    if event.text:
+    if event.text or event.thought:
         figures.setdefault("first_token_seconds", seconds)
-        return {"text": message.text + event.text, "figures": figures, "phase": "decode", "percent": None}
+        text = message.text
+        if event.thought:
+            text = add_thought(text, event.thought)
+            figures["thought_apart"] = 1
+        if event.text:
+            if split_thought(text).is_open and figures.pop("thought_apart", 0):
+                text = end_thought(text)
+            text += event.text
+        if split_thought(message.text).is_open and not split_thought(text).is_open:
+            figures["thought_seconds"] = seconds - figures["first_token_seconds"]
+        return {"text": text, "figures": figures, "phase": "decode", "percent": None}
     if event.progress and message.phase != "decode":
         done, total = event.progress["processed"], max(1, event.progress["total"])
         return {"figures": figures, "phase": "prefill", "percent": int(100 * done / total)}

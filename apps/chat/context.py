@@ -6,10 +6,11 @@ HTTP, files and pages.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from apps.chat.messages import Message
+from apps.chat.thought import answer_of
 
 CHARACTERS_PER_TOKEN = 4.0  # of English text; used until the server has counted an answer of this conversation
 MIN_COUNTED_TOKENS = 20  # an average over fewer tokens says little
@@ -36,10 +37,10 @@ class Gauge:
 def sent_turns(path: Sequence[Message]) -> list[tuple[Message, Message]]:
     """Questions with their answers, strictly in turns: chat templates demand it.
 
-    Questions without an answer are not sent, and neither are turns that are marked as left out.
+    Questions without an answer are not sent, and neither are thoughts and turns that are marked as left out.
     """
-    pairs = pairwise(path)
-    return [(one, other) for one, other in pairs if one.role == "user" and other.text and not one.is_left_out]
+    answered = [(one, replace(other, text=answer_of(other.text))) for one, other in pairwise(path)]
+    return [(one, other) for one, other in answered if one.role == "user" and other.text and not one.is_left_out]
 
 
 def messages_for(path: Sequence[Message], system_prompt: str) -> list[dict[str, str]]:
@@ -53,16 +54,33 @@ def messages_for(path: Sequence[Message], system_prompt: str) -> list[dict[str, 
     return messages
 
 
-def gauge(path: Sequence[Message], system_prompt: str, window: int | None) -> Gauge:
-    """What the conversation takes: the last valid count, and an estimate of the messages after it."""
+def gauge(path: Sequence[Message], system_prompt: str, window: int | None, is_raw: bool = False) -> Gauge:
+    """What the conversation takes: the last valid count, and an estimate of the messages after it.
+
+    A raw prompt is sent without what is above it, so only the last one counts.
+    """
+    if is_raw:
+        path, system_prompt = (path[-2:] if path and path[-1].is_raw else []), ""
     for index in range(len(path) - 1, -1, -1):
         message = path[index]
-        counted = message.figures.get("usage", {}).get("total_tokens")
-        if counted and message.figures.get("left_out", 0) == left_out(path[:index]) and not message.is_raw:
-            newer = estimate(path[index + 1 :], "", characters_per_token(path))
-            return Gauge(counted + newer, window, is_estimate=newer > 0)
+        counted = counted_tokens(message)
+        if counted and message.figures.get("left_out", 0) == left_out(path[:index]) and message.is_raw == is_raw:
+            per_token = characters_per_token(path)
+            newer = estimate(path[index + 1 :], "", per_token)
+            not_sent = int((len(message.text) - len(answer_of(message.text))) / per_token) if message.ended else 0
+            return Gauge(max(0, counted + newer - not_sent), window, is_estimate=bool(newer or not_sent))
     estimated = estimate(path, system_prompt, characters_per_token(path))
     return Gauge(estimated, window, is_estimate=estimated > 0)
+
+
+def counted_tokens(message: Message) -> int:
+    """Tokens of an answer and its prompt as the server has counted them; 0 if it has not.
+
+    While it writes, it counts in its timings.
+    """
+    timings = message.figures.get("timings", {})
+    so_far = sum(int(timings.get(name, 0)) for name in ("cache_n", "prompt_n", "predicted_n"))
+    return int(message.figures.get("usage", {}).get("total_tokens") or (so_far if "prompt_n" in timings else 0))
 
 
 def left_out(path: Sequence[Message]) -> int:
@@ -73,7 +91,7 @@ def left_out(path: Sequence[Message]) -> int:
 def estimate(path: Sequence[Message], system_prompt: str, characters_per_token: float) -> int:
     """About how many tokens these messages have, without those that are left out."""
     texts = [system_prompt] if system_prompt.strip() else []
-    texts += [message.text for message in path if not message.is_left_out and message.text]
+    texts += [text for message in path if not message.is_left_out and (text := answer_of(message.text))]
     return sum(int(len(text) / characters_per_token) + TOKENS_PER_MESSAGE for text in texts)
 
 
@@ -111,6 +129,13 @@ def oldest_to_leave_out(path: Sequence[Message], system_prompt: str, window: int
     return chosen
 
 
+def too_long(tokens: int, window: int | None) -> str:
+    """Says that a prompt does not fit. tokens: 0 if its size is unknown."""
+    size = f": {tokens:,} tokens" if tokens else ""
+    room = f", and its context window has room for {window:,}, the answer included" if tokens and window else ""
+    return f"This is too long for the model{size}{room}."
+
+
 def prompt_tokens_in(refusal: str) -> int:
     """The size of the prompt that a refusal mentions; 0 if it has no number. The window's size is always less."""
-    return max((int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", refusal)), default=0)
+    return max((int(number.replace(",", "")) for number in re.findall(r"\d[\d,]{,15}", refusal)), default=0)

@@ -5,10 +5,11 @@ Knows nothing of what the tables mean; schema.py makes them.
 
 import os
 import sqlite3
+import stat
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from apps.chat.schema import NewerSchema, migrate
 
 LOCK_TIMEOUT_SECONDS = 30.0  # give up if another process holds the database lock for longer
 OWNER_ONLY = 0o600  # SQLite gives its journal files the mode of the database file
+
+
+JOURNALS = ("-wal", "-shm")
 
 
 class StoreError(Exception):
@@ -33,7 +37,7 @@ class Database:
         self._lock = threading.RLock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_CREAT, OWNER_ONLY))
+            _create_for_owner(path)
             # isolation_level None is autocommit: transaction() begins every longer transaction.
             self._connection = sqlite3.connect(
                 path, timeout=LOCK_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False
@@ -94,3 +98,13 @@ class Database:
             raise StoreError(
                 f"{self._path} cannot be used for conversations ({error}): check the file and its disk."
             ) from error
+
+
+def _create_for_owner(path: Path) -> None:
+    """Creates the file with mode 0600 whatever the umask is, and takes rights of others away from existing files."""
+    os.close(os.open(path, os.O_CREAT, OWNER_ONLY))
+    for file in (path, *(path.with_name(path.name + ending) for ending in JOURNALS)):
+        with suppress(FileNotFoundError):
+            status = file.stat()
+            if status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) != OWNER_ONLY:
+                file.chmod(OWNER_ONLY)

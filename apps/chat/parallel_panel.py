@@ -1,4 +1,4 @@
-"""Simultaneous answers to one question: side by side, each with its figures, and the total of all."""
+"""Simultaneous answers to one question: cards side by side, each with its figures, and the total of all."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,17 +6,31 @@ import streamlit as st
 
 from apps.chat.answer_panel import AnswerView, action_button, draw_answer, total_of
 from apps.chat.messages import Message, MessageTree
+from apps.chat.origin import NamedServer, is_from, origin_label
 from apps.chat.turns import Chat
+from apps.shared.labels import as_label
 
 DrawTotal = Callable[[Sequence[Message]], None]
 
-IN_A_ROW = 4
-MOST_ANSWERS = 8
+MOST_ANSWERS = 8  # of one server
+MOST_CARDS = 2 * MOST_ANSWERS
+CARD_WIDTH = 280  # pixels: three fit beside the sidebar of a laptop, one fits a phone; the others begin a new row
 
 
-def draw_group(group: Sequence[Message], prompt: str, tree: MessageTree) -> tuple[list[AnswerView], DrawTotal]:
-    """All answers in columns. Returns the views of the unfinished ones, and a function that redraws the total."""
-    total, stop_all = st.empty(), st.empty()
+def is_group(tree: MessageTree) -> bool:
+    """Whether the conversation ends with simultaneous answers of which none has been continued yet."""
+    path = tree.path()
+    return bool(path) and len(tree.group(path[-1])) > 1
+
+
+def draw_group(
+    group: Sequence[Message], prompt: str, tree: MessageTree, server: NamedServer
+) -> tuple[list[AnswerView], DrawTotal]:
+    """All answers as cards, which say where they are from unless all are from `server`.
+
+    Returns the views of the unfinished ones, and a function that redraws the total.
+    """
+    total = st.empty()
     finished = [message for message in group if message.ended]
     unfinished = [message for message in group if not message.ended]
 
@@ -24,25 +38,25 @@ def draw_group(group: Sequence[Message], prompt: str, tree: MessageTree) -> tupl
         total.caption(total_of([*finished, *streamed]))
 
     draw_total(unfinished)
-    if unfinished:
-        with stop_all:
-            action_button("stop_all", "stop_circle", Chat.stop, [message.id for message in unfinished], "Stop all")
+    is_here = all(is_from(message.figures, server) for message in group)
     views: list[AnswerView] = []
-    for start in range(0, MOST_ANSWERS, IN_A_ROW):
-        row = group[start : start + IN_A_ROW]
-        if not row:
+    with st.container(horizontal=True, key="cards"):
+        for number, message in enumerate(group, start=1):
+            with st.container(border=True, width=CARD_WIDTH, height="stretch"):
+                origin = "" if is_here else origin_label(message.figures)
+                views += _draw_card(message, prompt, tree, number, origin)
+        for _ in range(MOST_CARDS - len(group)):  # cards of a larger group would stay while this one streams
             st.empty()
-            continue
-        for column, message in zip(st.columns(min(IN_A_ROW, len(group))), row, strict=False):
-            with column, st.container(border=True):
-                views += _draw_one(message, prompt, tree, number=group.index(message) + 1)
     return views, draw_total
 
 
-def _draw_one(message: Message, prompt: str, tree: MessageTree, number: int) -> list[AnswerView]:
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.markdown(f"**Answer {number}**", width="stretch")
-        icon = "radio_button_checked" if tree.leaf_id == message.id else "radio_button_unchecked"
-        action_button(f"choose_{message.id}", icon, Chat.show, message.id, about="Go on with this answer")
+def _draw_card(message: Message, prompt: str, tree: MessageTree, number: int, origin: str) -> list[AnswerView]:
+    st.markdown(f"**Answer {number}**")
+    about = st.empty()
+    if origin:
+        about.caption(as_label(origin))
     view = draw_answer(message, prompt, tree, is_last=True, in_group=True)
+    is_used = tree.leaf_id == message.id
+    label, icon = ("This answer is used", "check") if is_used else ("Use this answer", "arrow_forward")
+    action_button(f"use_{message.id}", icon, Chat.show, message.id, label, disabled=is_used)
     return [view] if view else []

@@ -33,28 +33,34 @@ class QuestionNotStored(StoreError):
 class PendingActions:
     """to_open: the conversation to show although the URL names another one; None once the URL names it.
 
-    Until then the browser may send clicks with the old URL.
+    in_address: the one that was put into the URL last; None once a click had it. Until then the browser may send clicks
+    with the old URL, and still change it. is_own_run: the next run has no click's URL, but that of the run before it.
     """
 
     to_open: str | None = None
+    in_address: str | None = None
+    is_own_run: bool = False
     _queue: deque[PendingAction] = field(default_factory=deque)
 
     def add(self, action: PendingAction) -> None:
         self._queue.append(action)
 
-    def add_question(self, question: str, opened: str) -> str:
-        """Queues a question and returns its conversation's id.
+    def add_question(self, question: str, opened: str, must_fit: bool = False) -> str:
+        """Queues a question and returns its conversation's id. must_fit: see Chat.ask().
 
         A new conversation gets its id now: the next click may already belong to it, or lead away from it.
         """
         conversation_id = opened if self.to_open is None else self.to_open
         if conversation_id == NEW:
             conversation_id = self.to_open = random_id()
-        self.add(partial(self._ask, question, conversation_id))
+        self.add(partial(self._ask, question, conversation_id, must_fit))
         return conversation_id
 
     def run_pending(self, chat: Chat) -> None:
-        """Carries out all queued actions. Raises StoreError; the actions after the failed one stay queued."""
+        """Carries out all queued actions.
+
+        Raises StoreError and QuestionTooLong; the actions after the failed one stay queued.
+        """
         while action := self._take():
             with suppress(ConversationDeleted):  # in another tab; the page says so
                 action(chat)
@@ -64,9 +70,9 @@ class PendingActions:
             return self._queue.popleft()
         return None
 
-    def _ask(self, question: str, conversation_id: str, chat: Chat) -> None:
+    def _ask(self, question: str, conversation_id: str, must_fit: bool, chat: Chat) -> None:
         try:
-            used_id = chat.ask(conversation_id, question)
+            used_id = chat.ask(conversation_id, question, must_fit)
         except StoreError as error:
             raise QuestionNotStored(question, error) from error
         if used_id != conversation_id and self.to_open in (None, conversation_id):

@@ -1,8 +1,13 @@
-"""The person's side of a conversation: a question exactly as it was typed, and its editor."""
+"""The person's side of a conversation: a question exactly as it was typed."""
+
+from collections.abc import Sequence
+from functools import partial
 
 import streamlit as st
 
-from apps.chat.answer_panel import draw_branches
+from apps.chat.answer_panel import branch_ids, branch_of, delete_message, neighbour
+from apps.chat.editor_panel import draw_editor, is_edited, start_editing
+from apps.chat.message_panel import Action, MessageData, draw_message
 from apps.chat.messages import Message, MessageTree
 from apps.chat.session import queue
 from apps.chat.turns import Chat
@@ -12,38 +17,24 @@ NOT_SENT = "Not sent to the model any more."
 
 def draw_question(message: Message, tree: MessageTree) -> None:
     """Like an answer, a question always has the same number of elements."""
-    shown, editor, note = st.empty(), st.empty(), st.empty()
-    if st.session_state.get("editing") == message.id:
-        with editor.container():
-            _draw_editor(message)
+    shown, note = st.empty(), st.empty()
+    if is_edited(message):
+        with shown.container():
+            draw_editor(message, "Question", "Send", Chat.edit_question)
     else:
-        with shown.container(horizontal=True, vertical_alignment="center", gap="xsmall", wrap=False):
-            st.text(message.text, width="stretch")
-            key, icon, about = f"edit_{message.id}", ":material/edit:", "Edit and send again"
-            st.button("", key, about, _edit, (message.id,), type="tertiary", icon=icon)
-            draw_branches(message, tree)
+        actions = [Action("edit", "Edit and send again"), Action("delete", "Delete the question and its answer")]
+        data = MessageData(str(message.id), "question", message.text, actions=actions, branch=branch_of(message, tree))
+        with shown:
+            draw_message(data, partial(act_on_question, message, branch_ids(message, tree)))
     if message.is_left_out:
         note.caption(NOT_SENT)
 
 
-def _draw_editor(message: Message) -> None:
-    """The text area ignores changes: a script run when it loses the focus would replace the button being pressed."""
-    key = f"edited_{message.id}"
-    st.text_area("Question", message.text, key=key, label_visibility="collapsed", on_change="ignore")
-    with st.container(horizontal=True, gap="small"):
-        key = f"resend_{message.id}"
-        st.button("Send", key=key, type="primary", on_click=_send_edited, args=(message.id,))
-        st.button("Cancel", key=f"cancel_{message.id}", on_click=_edit, args=(None,))
-
-
-def _send_edited(message_id: int) -> None:
-    """Callback. The editor stays open if its text is empty."""
-    text = st.session_state[f"edited_{message_id}"]
-    if text.strip():
-        queue(Chat.edit_question, message_id, text)
-        _edit(None)
-
-
-def _edit(message_id: int | None) -> None:
-    """Callback."""
-    st.session_state.editing = message_id
+def act_on_question(message: Message, ids: Sequence[int], name: str) -> None:
+    """Callback: what a button beside the question does."""
+    if name == "edit":
+        start_editing(message.id)
+    elif name == "delete":
+        delete_message(message.id)
+    elif name in ("earlier", "later"):
+        queue(Chat.show, neighbour(message, ids, -1 if name == "earlier" else 1))

@@ -54,6 +54,11 @@ MIGRATIONS = (
         DELETE FROM search WHERE rowid = old.id;
     END;
     """,
+    """
+    ALTER TABLE messages ADD COLUMN removed_at REAL;
+    ALTER TABLE conversations ADD COLUMN is_pinned INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE saved_settings (name TEXT PRIMARY KEY, settings TEXT NOT NULL);
+    """,
 )
 
 

@@ -1,7 +1,7 @@
 """The pending actions of one browser tab, as callbacks and script runs reach them."""
 
 from collections.abc import Callable
-from typing import Concatenate, ParamSpec
+from typing import Concatenate, NoReturn, ParamSpec
 
 import streamlit as st
 
@@ -19,3 +19,9 @@ def session_pending() -> PendingActions:
 def queue(method: Callable[Concatenate[Chat, P], object], *args: P.args, **kwargs: P.kwargs) -> None:
     """Callback: the next script run calls this method of Chat, with the settings it then has."""
     session_pending().add(lambda chat: method(chat, *args, **kwargs))
+
+
+def rerun() -> NoReturn:
+    """Ends this run of the page and starts the next one."""
+    session_pending().is_own_run = True
+    st.rerun()

@@ -16,16 +16,18 @@ from typing import Any
 
 from apps.chat.database import Database, StoreError
 from apps.chat.messages import (
+    LONGEST_TITLE,
     NOT_STORED,
-    TITLE_LENGTH,
     Conversation,
     ListEntry,
     Message,
     MessageTree,
     random_id,
     title_from,
+    without,
 )
-from apps.chat.search import excerpt_of, search_query
+from apps.chat.removal import forget, hidden, hide, unhide
+from apps.chat.search import excerpt_of, search_query, words_of
 
 HEARTBEAT_SECONDS = 5.0  # an unfinished answer without a heartbeat for this long is marked as cut
 UNDO_SECONDS = 24 * 3600.0  # a deleted conversation can be restored for this long
@@ -78,17 +80,20 @@ class ChatStore:
     def get(self, conversation_id: str) -> Conversation | None:
         """None if no conversation has this id, or if it was deleted."""
         row = self._database.row(
-            "SELECT id, title, settings, leaf_id, created_at, updated_at FROM conversations "
+            "SELECT id, title, settings, leaf_id, created_at, updated_at, is_pinned FROM conversations "
             "WHERE id = ? AND deleted_at IS NULL",
             (conversation_id,),
         )
-        return Conversation(row[0], row[1], json.loads(row[2]), *row[3:]) if row else None
+        if row is None:
+            return None
+        id, title, settings, leaf_id, created_at, updated_at, is_pinned = row
+        return Conversation(id, title, json.loads(settings), leaf_id, created_at, updated_at, bool(is_pinned))
 
     def conversation_id_of(self, message_id: int) -> str:
-        """Raises ConversationDeleted."""
+        """Raises ConversationDeleted, also if the message alone is deleted."""
         row = self._database.row(
             "SELECT conversations.id FROM messages JOIN conversations ON conversations.id = conversation_id "
-            "WHERE messages.id = ? AND deleted_at IS NULL",
+            "WHERE messages.id = ? AND deleted_at IS NULL AND removed_at IS NULL",
             (message_id,),
         )
         if row is None:
@@ -96,15 +101,22 @@ class ChatStore:
         return str(row[0])
 
     def latest(self, limit: int, words: str = "") -> list[ListEntry]:
-        """The latest conversations first; with `words`, those that have all of them in one message or in the title."""
-        if words.split():
-            rows = self._database.rows(*search_query(words.split(), limit))
-            return [ListEntry(id, title, at, excerpt_of(text, words.split())) for id, title, at, text in rows]
+        """Pinned conversations first, then the latest ones.
+
+        With `words`, only those that have all of them in one message or in the title.
+        """
+        if searched := words_of(words):
+            rows = self._database.rows(*search_query(searched, limit))
+            return [
+                ListEntry(id, title, at, bool(is_pinned), message_id, excerpt_of(text, searched))
+                for id, title, at, is_pinned, message_id, text in rows
+            ]
         rows = self._database.rows(
-            "SELECT id, title, updated_at FROM conversations WHERE deleted_at IS NULL ORDER BY updated_at DESC LIMIT ?",
+            "SELECT id, title, updated_at, is_pinned FROM conversations WHERE deleted_at IS NULL "
+            "ORDER BY is_pinned DESC, updated_at DESC LIMIT ?",
             (limit,),
         )
-        return [ListEntry(*row) for row in rows]
+        return [ListEntry(id, title, at, bool(is_pinned)) for id, title, at, is_pinned in rows]
 
     def all_ids(self) -> list[str]:
         """The ids of all conversations that are not deleted, oldest first."""
@@ -112,7 +124,11 @@ class ChatStore:
         return [row[0] for row in rows]
 
     def rename(self, conversation_id: str, title: str) -> None:
-        self._change(conversation_id, "title = ?", title.strip()[:TITLE_LENGTH])
+        """Cuts titles above LONGEST_TITLE, which the page's field does not let anybody type."""
+        self._change(conversation_id, "title = ?", title.strip()[:LONGEST_TITLE])
+
+    def pin(self, conversation_id: str, is_pinned: bool) -> None:
+        self._change(conversation_id, "is_pinned = ?", is_pinned)
 
     def save_settings(self, conversation_id: str, settings: dict[str, Any]) -> None:
         self._change(conversation_id, "settings = ?", json.dumps(settings))
@@ -136,9 +152,7 @@ class ChatStore:
     def tree(self, conversation_id: str) -> MessageTree:
         """All messages. Marks answers without a heartbeat as cut first."""
         self._end_orphans()
-        rows = self._database.rows(f"{_SELECT} WHERE conversation_id = ? ORDER BY id", (conversation_id,))
-        leaf = self._database.row("SELECT leaf_id FROM conversations WHERE id = ?", (conversation_id,))
-        return MessageTree([_message(row) for row in rows], leaf[0] if leaf else None)
+        return self._tree(conversation_id)
 
     def message(self, message_id: int) -> Message:
         """Marks answers without a heartbeat as cut first."""
@@ -150,11 +164,11 @@ class ChatStore:
     def count_left_out(self, message_id: int) -> int:
         """How many messages on the path to this one are marked as not sent."""
         row = self._database.row(
-            "WITH RECURSIVE path (id, parent_id, is_left_out) AS ("
-            " SELECT id, parent_id, is_left_out FROM messages WHERE id = ?"
-            " UNION ALL SELECT messages.id, messages.parent_id, messages.is_left_out"
+            "WITH RECURSIVE path (id, parent_id, is_left_out, removed_at) AS ("
+            " SELECT id, parent_id, is_left_out, removed_at FROM messages WHERE id = ?"
+            " UNION ALL SELECT messages.id, messages.parent_id, messages.is_left_out, messages.removed_at"
             " FROM messages JOIN path ON messages.id = path.parent_id"
-            ") SELECT total(is_left_out) FROM path",
+            ") SELECT total(is_left_out) FROM path WHERE removed_at IS NULL",
             (message_id,),
         )
         return int(row[0]) if row else 0
@@ -192,6 +206,39 @@ class ChatStore:
             for message_id in message_ids:
                 self._database.rows("UPDATE messages SET is_left_out = ? WHERE id = ?", (is_left_out, message_id))
             self._touch(conversation_id)
+
+    def edit_answer(self, answer_id: int, text: str) -> None:
+        """Adds this text as a branch beside an answer, and shows it."""
+        answer = self.message(answer_id)
+        _, conversation_id = self._parents(answer_id)
+        edited = Message(
+            0, answer.parent_id, "assistant", text, "edited", is_raw=answer.is_raw, created_at=self._clock()
+        )
+        with self._database.transaction():
+            new_id = self._add_message(conversation_id, answer.parent_id, edited)
+            self._change(conversation_id, "leaf_id = ?", new_id)
+
+    def remove(self, message_id: int) -> None:
+        """Deletes a message, a question with its answers; `restore` brings them back within UNDO_SECONDS.
+
+        What followed a deleted message then follows the one before it.
+        """
+        parent, conversation_id = self._parents(message_id)
+        with self._database.transaction():
+            hide(self._database, conversation_id, message_id, self._clock())
+            tree = self._tree(conversation_id)
+            if tree.leaf_id not in tree.messages:
+                gone = hidden(self._database, conversation_id)
+                while parent in gone:
+                    parent = gone[parent]
+                leaf = tree.newest_leaf(parent) if parent else max(tree.messages, default=None)
+                self._change(conversation_id, "leaf_id = ?", leaf)
+            self._touch(conversation_id)
+
+    def restore(self, message_id: int) -> None:
+        """Brings back what `remove` has deleted, and shows the branch through it."""
+        unhide(self._database, message_id)
+        self.show(message_id)
 
     # --- an unfinished answer
 
@@ -238,14 +285,30 @@ class ChatStore:
         with self._database.transaction():
             texts = (conversation.id, conversation.title, json.dumps(conversation.settings))
             self._database.rows(
-                "INSERT INTO conversations (id, title, settings, created_at, updated_at) VALUES (?, ?, ?, ?, ?)",
-                (*texts, conversation.created_at, conversation.updated_at),
+                "INSERT INTO conversations (id, title, settings, created_at, updated_at, is_pinned) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                (*texts, conversation.created_at, conversation.updated_at, conversation.is_pinned),
             )
             for message in messages:
                 parent = None if message.parent_id is None else new_ids[message.parent_id]
                 new_ids[message.id] = self._add_message(conversation.id, parent, message)
             leaf = None if conversation.leaf_id is None else new_ids[conversation.leaf_id]
             self._database.rows("UPDATE conversations SET leaf_id = ? WHERE id = ?", (leaf, conversation.id))
+
+    # --- settings under a name
+
+    def saved_settings(self) -> dict[str, dict[str, Any]]:
+        """All saved settings by their names, in the order of the alphabet."""
+        rows = self._database.rows("SELECT name, settings FROM saved_settings ORDER BY name COLLATE NOCASE")
+        return {name: json.loads(settings) for name, settings in rows}
+
+    def save_under_name(self, name: str, settings: dict[str, Any]) -> None:
+        """Saves settings, in place of those that had this name."""
+        sql = "INSERT OR REPLACE INTO saved_settings (name, settings) VALUES (?, ?)"
+        self._database.rows(sql, (name, json.dumps(settings)))
+
+    def delete_saved(self, name: str) -> None:
+        self._database.rows("DELETE FROM saved_settings WHERE name = ?", (name,))
 
     # --- internal
 
@@ -256,6 +319,12 @@ class ChatStore:
             "UPDATE conversations SET title = ? WHERE id = ? AND title = ''", (title_from(question), conversation_id)
         )
         return self._add_answers(conversation_id, question_id, is_raw, answers)
+
+    def _tree(self, conversation_id: str) -> MessageTree:
+        rows = self._database.rows(f"{_SELECT} WHERE conversation_id = ? ORDER BY id", (conversation_id,))
+        leaf = self._database.row("SELECT leaf_id FROM conversations WHERE id = ?", (conversation_id,))
+        messages = without([_message(row) for row in rows], hidden(self._database, conversation_id))
+        return MessageTree(messages, leaf[0] if leaf else None)
 
     def _add_answers(self, conversation_id: str, question_id: int, is_raw: bool, count: int) -> NewAnswers:
         together = random_id() if count > 1 else None
@@ -307,7 +376,10 @@ class ChatStore:
             self._database.rows(sql, (NO_HEARTBEAT, oldest))
 
     def _purge_deleted(self) -> None:
-        self._database.rows("DELETE FROM conversations WHERE deleted_at < ?", (self._clock() - UNDO_SECONDS,))
+        """Of a removed message only its text goes: other messages follow it."""
+        oldest = self._clock() - UNDO_SECONDS
+        self._database.rows("DELETE FROM conversations WHERE deleted_at < ?", (oldest,))
+        forget(self._database, oldest)
 
 
 _PURGED_LATER = "a message is removed only with its conversation, UNDO_SECONDS after its deletion"

@@ -2,19 +2,32 @@
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from tests.support.browser import open_page
+from tests.support.browser import open_page, running_app
+from tests.support.scripted_server import Server, running_scripted_server
 from tests.support.serving import wait_until
 
 ANSWER_MS = 120_000  # an answer on a busy machine
 ENDED = re.compile("ended by itself|length limit reached|context window full")
 READY = "Proceed to entering your prompt message!"
 GREEDY = "temperature=0.01"
-TEXT = "[data-testid=stMarkdownContainer]:not(button *)"  # without the labels of buttons
+TEXT = ".chat-message .text"
+
+
+@contextmanager
+def running_chat(home: Path) -> Iterator[tuple[Server, str]]:
+    """The chat app before a scripted server, and its address."""
+    with (
+        running_scripted_server(home) as (server, config),
+        running_app("client_app.py", config, home / "client.log") as address,
+    ):
+        yield server, address
 
 
 def open_chat_page(browser: Browser, url: str, settings: str = GREEDY) -> Page:
@@ -32,12 +45,17 @@ def message(page: Page, number: int) -> Locator:
     return messages(page).nth(number)
 
 
+def shown_text(page: Page, number: int) -> Locator:
+    """The text of a bubble. One that was in its place may still be there, hidden (docs/streamlit-facts.md, 6)."""
+    return message(page, number).locator(TEXT).filter(visible=True)
+
+
 def text_of(page: Page, number: int) -> str:
-    return message(page, number).locator(TEXT).first.inner_text()
+    return shown_text(page, number).first.inner_text()
 
 
 def wait_for_end(page: Page, number: int) -> str:
-    expect(message(page, number).get_by_text(ENDED)).to_be_visible(timeout=ANSWER_MS)
+    expect(message(page, number).get_by_text(ENDED).filter(visible=True)).to_be_visible(timeout=ANSWER_MS)
     return text_of(page, number)
 
 
@@ -46,9 +64,18 @@ def wait_for_text(page: Page, number: int, length: int = 20) -> None:
     wait_until(lambda: len(text_of(page, number)) > length, what="text of the answer", timeout=ANSWER_MS / 1000)
 
 
-def press_icon(page: Page, number: int, icon: str) -> None:
-    """Presses a button of a bubble that has only an icon, by the icon's name."""
-    message(page, number).get_by_role("button", name=f"{icon} icon").click()
+def press(page: Page, number: int, name: str) -> None:
+    """Presses a button of a bubble."""
+    message(page, number).get_by_role("button", name=name, exact=True).click()
+
+
+def press_in_menu(page: Page, name: str) -> None:
+    """Presses an entry of the open conversation's menu."""
+    page.locator("[class*=st-key-more_] button").first.click()
+    page.get_by_test_id("stPopoverBody").get_by_role("button", name=name, exact=True).click()
+
+
+UPLOADER = "stFileUploaderDropzoneInput"  # of the sidebar; the composer has another one for files
 
 
 def write_export(path: Path, turns: list[tuple[str, str]], title: str = "Imported") -> Path:
@@ -67,6 +94,16 @@ def write_export(path: Path, turns: list[tuple[str, str]], title: str = "Importe
 
 
 def import_file(page: Page, path: Path) -> None:
+    """Waits for the list without a file: the uploader is drawn anew after each import."""
     page.get_by_role("tab", name="Conversations").click()
-    page.get_by_text("Import", exact=True).click()
-    page.locator("input[type=file]").set_input_files(path)
+    if not page.get_by_test_id(UPLOADER).is_visible():
+        page.get_by_text("Import and export").click()
+    page.get_by_test_id(UPLOADER).set_input_files(path)
+
+
+def attach(page: Page, file: Path) -> None:
+    """Puts a file into the chat input, to go with the next question. While it is uploaded, nothing can be sent."""
+    with page.expect_response(lambda response: "/upload_file/" in response.url and response.request.method == "PUT"):
+        page.get_by_test_id("stChatInput").locator("input[type=file]").set_input_files(file)
+    expect(page.get_by_test_id("stChatInput").get_by_text(file.name)).to_be_visible()
+    expect(page.get_by_test_id("stChatInputSubmitButton")).to_be_enabled()

@@ -49,6 +49,8 @@ class ScriptedServer:
 
     states: list[str] = field(default_factory=lambda: ["ready"])
     context_window: int | None = 100
+    name: str = "Scripted"
+    model: str = "its-model"
 
     def state(self) -> str:
         return self.states.pop(0) if len(self.states) > 1 else self.states[0]
@@ -178,8 +180,6 @@ def test_text_survives_a_killed_program_and_can_be_continued(tmp_path: Path) -> 
     [
         (StreamCut("The answer was cut."), "cut"),
         (ServerUnreachable("No server answers."), "failed"),
-        (RequestRefused("too many", 400, code="context_length_exceeded"), "too long"),
-        (RequestRefused("too many", 400, type="exceed_context_size_error"), "too long"),
     ],
 )
 def test_error_becomes_the_problem_and_the_text_stays(
@@ -189,8 +189,40 @@ def test_error_becomes_the_problem_and_the_text_stays(
     assert (now.text, now.ended, now.problem) == ("half", reason, str(error))
 
 
+@pytest.mark.parametrize("words", [{"code": "context_length_exceeded"}, {"type": "exceed_context_size_error"}])
+def test_a_prompt_that_does_not_fit_has_a_persons_words(
+    store: ChatStore, answers: Answers, words: dict[str, str]
+) -> None:
+    now = ended(answers, begin(store, answers, scripted(RequestRefused("9,000 tokens do not fit", 400, **words))))
+    assert (now.ended, now.problem.partition(",")[0]) == ("too long", "This is too long for the model: 9")
+
+
+def test_a_thought_that_comes_apart_stands_before_the_answer(store: ChatStore, answers: Answers) -> None:
+    events = (StreamEvent(thought="Hm, "), StreamEvent(thought="no."), StreamEvent("No"), StreamEvent("!", "stop"))
+    now = ended(answers, begin(store, answers, scripted(*events)))
+    assert now.text == "<think>\nHm, no.\n</think>\n\nNo!"
+    assert now.figures["thought_seconds"] >= 0
+    assert "thought_apart" not in now.figures
+
+
+def test_a_thought_that_the_model_writes_is_timed(store: ChatStore, answers: Answers) -> None:
+    events = (StreamEvent("<think>\nHm."), StreamEvent("\n</think>\n"), StreamEvent("\nNo.", "stop"))
+    now = ended(answers, begin(store, answers, scripted(*events)))
+    assert now.text == "<think>\nHm.\n</think>\n\nNo."
+    assert "thought_seconds" in now.figures
+
+
 def test_end_without_a_reason_counts_as_cut(store: ChatStore, answers: Answers) -> None:
     assert ended(answers, begin(store, answers, scripted(StreamEvent("half")))).ended == "cut"
+
+
+@pytest.mark.parametrize(
+    ("reason", "ending"), [("eos_token", "stop"), ("too long", "stop"), ("content_filter", "cut"), ("abort", "cut")]
+)
+def test_reason_that_only_a_server_knows_is_one_of_ours(
+    store: ChatStore, answers: Answers, reason: str, ending: str
+) -> None:
+    assert ended(answers, begin(store, answers, scripted(StreamEvent("x", reason)))).ended == ending
 
 
 @pytest.mark.parametrize(("total", "reason"), [(99, "length"), (100, "full")])

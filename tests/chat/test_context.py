@@ -89,7 +89,28 @@ def test_no_turn_can_be_left_out_before_the_first_question() -> None:
         ("messages: 1,234 tokens do not fit, since the context window has 512", 1234),
         ("request (9013 tokens) exceeds the available context size (512 tokens), try increasing it", 9013),
         ("The key was refused.", 0),
+        ("9" * 5_000, 9_999_999_999_999_999),  # more digits than Python reads
     ],
 )
 def test_the_prompts_size_is_taken_from_a_refusal(refusal: str, tokens: int) -> None:
     assert prompt_tokens_in(refusal) == tokens
+
+
+def test_gauge_of_a_raw_prompt_counts_nothing_above_it() -> None:
+    path = [replace(message, is_raw=True) for message in conversation(3)[:6]]
+    path[5] = replace(path[5], figures={"usage": {"total_tokens": 42}})
+    assert gauge(path, "Be brief.", 500, is_raw=True).used == 42
+    assert gauge(conversation(3)[:6], "Be brief.", 500, is_raw=True).used == 0, "a chat is no part of a raw prompt"
+
+
+def test_gauge_follows_an_answer_by_its_timings() -> None:
+    path = conversation(1)
+    path[-1] = replace(path[-1], text="x" * 40, figures={"timings": {"cache_n": 100, "prompt_n": 20, "predicted_n": 9}})
+    assert (gauge(path, "", 500).used, gauge(path, "", 500).is_estimate) == (129, False)
+
+
+def test_thoughts_are_neither_sent_nor_counted() -> None:
+    path = conversation(1, length=4)
+    path[1] = replace(path[1], text=f"<think>{'x' * 393}</think>yes", figures={"usage": {"total_tokens": 130}})
+    assert messages_for(path, "")[1]["content"] == "yes"
+    assert gauge(path[:2], "", 500).used < 40

@@ -1,21 +1,47 @@
 """Another server: the requests it gets, and the meaning of its responses."""
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from apps.chat.openai_client import OpenAIClient, problem_of_base_url, problem_of_key
+from apps.chat import openai_client
+from apps.chat.openai_client import (
+    ModelList,
+    OpenAIClient,
+    State,
+    full_base_url,
+    problem_of_base_url,
+    problem_of_key,
+    short_name,
+)
 from llama_cpp_worker.sampling_params import SamplingParams
 from tests.support.serving import free_ports
+from torchserve_client import http
 from torchserve_client.config import TorchServeError
 from torchserve_client.http import RequestRefused, ServerUnreachable
 from torchserve_client.streaming import StreamEvent
 
 QUESTION = [{"role": "user", "content": "q"}]
+ODD_HOSTS = (
+    "127.0.0.1:1",
+    "[::1]:1",
+    "[v1.a]",
+    "[",
+    "%00",
+    "1.2.3.4.5",
+    "256.1.1.1:1",
+    "me:pw@127.0.0.1:1",
+    "*",
+    "",
+    ".",
+)
 
 
 class OtherServer(ThreadingHTTPServer):
@@ -64,7 +90,7 @@ def server() -> Iterator[OtherServer]:
 
 @pytest.fixture
 def client(server: OtherServer) -> OpenAIClient:
-    return OpenAIClient(f"http://127.0.0.1:{server.server_port}/v1/", "their-key")
+    return OpenAIClient(ModelList(f"http://127.0.0.1:{server.server_port}/v1/", "their-key"))
 
 
 def test_question_has_the_key_and_the_first_model_and_its_answer_streams(
@@ -97,7 +123,7 @@ def test_other_parameters_than_openais_are_sent_only_when_changed(server: OtherS
 
 
 def test_without_a_key_none_is_sent(server: OtherServer) -> None:
-    OpenAIClient(f"http://127.0.0.1:{server.server_port}/v1", "").state()
+    OpenAIClient(ModelList(f"http://127.0.0.1:{server.server_port}/v1", "")).state()
     assert server.keys == [None]
 
 
@@ -115,6 +141,36 @@ def test_state_follows_from_the_status(server: OtherServer, client: OpenAIClient
     assert client.state() == "ready"
 
 
+def test_a_server_that_sends_a_byte_now_and_then_does_not_stop_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai_client, "MODELS_TIMEOUT_SECONDS", 0.2)
+    has_ended = threading.Event()
+
+    def drip(listener: socket.socket) -> None:
+        with listener.accept()[0] as connection:
+            while not has_ended.wait(0.05):
+                connection.sendall(b"H")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=drip, args=(listener,))
+        thread.start()
+        models = ModelList(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", "")
+        states: list[str] = []
+        page = threading.Thread(target=lambda: states.extend(models.state() for _ in range(3)), daemon=True)
+        page.start()
+        page.join(30)
+        has_ended.set()
+        thread.join()
+    assert states == ["down"] * 3
+
+
+def test_an_endless_response_is_refused(
+    server: OtherServer, client: OpenAIClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "LARGEST_RESPONSE", 1000)
+    server.models = {"data": [{"id": "m" * 200}] * 10}
+    assert client.state() == "not openai"
+
+
 def test_refusal_has_the_type_for_a_full_context_window(server: OtherServer, client: OpenAIClient) -> None:
     client.state()
     server.status = 400
@@ -126,7 +182,7 @@ def test_refusal_has_the_type_for_a_full_context_window(server: OtherServer, cli
 
 def test_error_about_an_unreachable_server_has_its_address() -> None:
     url = f"http://127.0.0.1:{free_ports(1)[0]}/v1"
-    client = OpenAIClient(url, "")
+    client = OpenAIClient(ModelList(url, ""))
     assert client.state() == "down"
     with pytest.raises(ServerUnreachable, match=url):
         next(client.chat(QUESTION, SamplingParams()))
@@ -136,6 +192,54 @@ def test_error_about_an_unreachable_server_has_its_address() -> None:
 def test_list_of_models_of_another_shape_is_a_state(server: OtherServer, client: OpenAIClient, models: object) -> None:
     server.models = models
     assert client.state() == "not openai"
+
+
+def test_all_listed_models_can_be_chosen_and_the_first_is_the_default(server: OtherServer) -> None:
+    server.models = {"data": [{"id": "one"}, {"no": "id"}, {"id": 7}, {"id": "two", "meta": {"n_ctx": 512}}]}
+    models = ModelList(f"http://127.0.0.1:{server.server_port}/v1", "")
+    first, second = OpenAIClient(models), OpenAIClient(models, "two")
+    assert first.model == ""
+    assert first.state() == "ready"
+    assert list(models.models) == ["one", "two"]
+    assert (first.model, first.context_window) == ("one", None)
+    assert (second.model, second.context_window) == ("two", 512)
+    list(second.chat(QUESTION, SamplingParams()))
+    assert server.requests[0]["model"] == "two"
+
+
+def test_a_chosen_model_that_is_not_listed_is_not_replaced(server: OtherServer) -> None:
+    client = OpenAIClient(ModelList(f"http://127.0.0.1:{server.server_port}/v1", ""), "gone")
+    assert client.state() == "ready"
+    list(client.chat(QUESTION, SamplingParams()))
+    assert server.requests[0]["model"] == "gone"
+
+
+@pytest.mark.parametrize(
+    ("typed", "base_url"),
+    [
+        ("127.0.0.1:8000", "http://127.0.0.1:8000/v1"),
+        (" localhost/v1/ ", "http://localhost/v1"),
+        ("[::1]:8000/v1", "http://[::1]:8000/v1"),
+        ("192.168.1.5", "http://192.168.1.5/v1"),
+        ("mac.local:1234/v1", "http://mac.local:1234/v1"),
+        ("api.example.com", "https://api.example.com/v1"),
+        ("http://api.example.com/openai", "http://api.example.com/openai"),
+        ("", ""),
+        ("http://[::1", "http://[::1"),
+    ],
+)
+def test_base_url_may_be_typed_without_scheme_and_path(typed: str, base_url: str) -> None:
+    assert full_base_url(typed) == base_url
+
+
+def test_short_name_is_the_host_with_what_tells_it_apart() -> None:
+    names = [short_name(url) for url in ("http://127.0.0.1:8000/v1", "https://example.com/a/v1", "http://a/b")]
+    assert names == ["127.0.0.1:8000", "example.com/a", "a/b"]
+
+
+@pytest.mark.parametrize("text", ["http://me:pw@127.0.0.1:8000/v1", "http://a/v1?key=b", "http://a/v1#b"])
+def test_base_url_with_a_possible_secret_is_refused_since_it_is_stored_and_shown(text: str) -> None:
+    assert problem_of_base_url(text).startswith("Leave out what is before @")
 
 
 @pytest.mark.parametrize("text", ["http://127.0.0.1:8000/v1", "http://[::1]:8000/v1", "https://example.com/v1"])
@@ -160,7 +264,7 @@ def test_usable_base_url_has_no_problem(text: str) -> None:
 )
 def test_unusable_base_url_is_explained_and_raises_only_sentences(text: str) -> None:
     assert problem_of_base_url(text).startswith("A base URL looks like")
-    client = OpenAIClient(text, "")
+    client = OpenAIClient(ModelList(text, ""))
     assert client.state() == "down"
     with pytest.raises(TorchServeError):
         next(client.chat(QUESTION, SamplingParams()))
@@ -170,7 +274,18 @@ def test_key_with_a_hidden_character_is_explained_and_refused(server: OtherServe
     key = "sk-\u200babc"
     assert "copy the key again" in problem_of_key(key)
     assert problem_of_key("sk-abc") == problem_of_key("") == ""
-    client = OpenAIClient(f"http://127.0.0.1:{server.server_port}/v1", key)
+    client = OpenAIClient(ModelList(f"http://127.0.0.1:{server.server_port}/v1", key))
     assert client.state() == "refused"
     with pytest.raises(RequestRefused, match="copy the key again"):
         next(client.chat(QUESTION, SamplingParams()))
+
+
+@settings(max_examples=200)
+@given(host=st.sampled_from(ODD_HOSTS), rest=st.text("/v1:@?#%[]\\ ;=&.é\x00\n", max_size=8), key=st.text(max_size=6))
+def test_nonsense_is_a_sentence_or_a_server_that_does_not_answer(host: str, rest: str, key: str) -> None:
+    base_url = f"http://{host}{rest}"
+    problem = problem_of_base_url(base_url) or problem_of_key(key)
+    if problem:
+        assert problem.endswith((".", "key again."))
+    else:
+        assert OpenAIClient(ModelList(base_url, key)).state() in get_args(State)

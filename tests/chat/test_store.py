@@ -1,14 +1,17 @@
 """Saved conversations: no program loses a message, and a thousand conversations are listed quickly."""
 
 import json
+import os
 import random
 import re
 import sqlite3
+import stat
 import string
 import threading
 import timeit
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -296,6 +299,9 @@ def test_every_change_but_text_of_unfinished_answers_gives_a_new_revision(store:
         pytest.param('"sure"', True, id="quotation marks"),
         pytest.param("AND OR", False, id="words that FTS knows"),
         pytest.param("Betelgeuse", False, id="absent word"),
+        pytest.param("is " * 5_000, True, id="more words than SQLite compares"),
+        pytest.param("%" * 60_000, False, id="a longer word than SQLite compares"),
+        pytest.param("is\0sure", True, id="a null between two words"),
     ],
 )
 def test_search_finds_what_is_there(store: ChatStore, words: str, found: bool) -> None:
@@ -462,7 +468,7 @@ def test_import_overwrites_nothing(store: ChatStore) -> None:
         pytest.param(lambda text: "{", "not JSON", id="no JSON"),
         pytest.param(lambda text: "[1]", "not an export", id="a list"),
         pytest.param(lambda text: text.replace("llama-2-chatbot", "other"), "not an export", id="another format"),
-        pytest.param(lambda text: text.replace('"version": 1', '"version": 9'), "version '9'", id="a newer version"),
+        pytest.param(lambda text: text.replace('"version": 1', '"version": 9'), "version 9", id="a newer version"),
         pytest.param(lambda text: text.replace('"role": "user"', '"role": "boss"'), "damaged", id="an unknown role"),
         pytest.param(lambda text: text.replace('"leaf_id": ', '"leaf_id": 9'), "damaged", id="an unknown leaf"),
         pytest.param(lambda text: text.replace('"parent_id": 1', '"parent_id": 77'), "damaged", id="no such parent"),
@@ -504,3 +510,69 @@ def test_an_import_needs_no_id_and_leaves_out_nested_settings(store: ChatStore) 
     found = store.get(imported)
     assert found is not None
     assert (found.title, found.settings) == ("Birds", {"top_k": 5})
+
+
+# --- the file's mode
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o777])
+def test_file_and_its_journals_are_for_their_owner_with_any_umask(tmp_path: Path, umask: int) -> None:
+    file = tmp_path / "chats.sqlite3"
+    before = os.umask(umask)
+    try:
+        with closing(ChatStore(file)) as store:
+            store.create({})
+            modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    finally:
+        os.umask(before)
+    assert modes == dict.fromkeys(["chats.sqlite3", "chats.sqlite3-wal", "chats.sqlite3-shm"], 0o600)
+
+
+def test_older_file_that_others_could_read_is_closed_to_them(tmp_path: Path) -> None:
+    file = tmp_path / "chats.sqlite3"
+    with closing(ChatStore(file)):
+        for path in tmp_path.iterdir():
+            path.chmod(0o644)
+        with closing(ChatStore(file)):
+            assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o600}
+
+
+def test_pinned_conversation_stands_first_and_survives_an_export(store: ChatStore) -> None:
+    pinned, later = filled(store), filled(store)
+    store.pin(pinned, True)
+
+    assert [(entry.id, entry.is_pinned) for entry in store.latest(9)] == [(pinned, True), (later, False)]
+    (again,) = import_json(store, export_json(store, [pinned]))
+    copy = store.get(again)
+    assert copy and copy.is_pinned
+    store.pin(pinned, False)
+    assert not any(entry.id == pinned and entry.is_pinned for entry in store.latest(9))
+
+
+def test_search_names_the_newest_message_with_the_words_on_a_hidden_branch_too(store: ChatStore) -> None:
+    conversation_id = store.create({})
+    first = store.ask(conversation_id, "A name for a boat?")
+    store.finish(first.ids[0], "Sturdy Vessel.", "stop", "", {})
+    question_id = store.message(first.ids[0]).parent_id
+    assert question_id is not None
+    store.finish(store.answer_again(question_id).ids[0], "Sea Star.", "stop", "", {})
+
+    (found,) = store.latest(9, "sturdy vessel")
+
+    assert found.message_id == first.ids[0]
+    assert found.message_id not in [message.id for message in store.tree(conversation_id).path()]
+    (in_title,) = store.latest(9, "boat")
+    assert in_title.message_id == question_id
+
+
+def test_settings_are_saved_replaced_and_deleted_under_their_name(store: ChatStore) -> None:
+    store.save_under_name("pirate", {"system_prompt": "Arr", "temperature": 1.3})
+    store.save_under_name("Lawyer", {"system_prompt": "Hm"})
+    store.save_under_name("pirate", {"system_prompt": "Ahoy"})
+
+    assert list(store.saved_settings().items()) == [
+        ("Lawyer", {"system_prompt": "Hm"}),
+        ("pirate", {"system_prompt": "Ahoy"}),
+    ]
+    store.delete_saved("pirate")
+    assert list(store.saved_settings()) == ["Lawyer"]

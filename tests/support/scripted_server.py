@@ -52,6 +52,7 @@ class Server(ThreadingHTTPServer):
         self.questions: list[tuple[str, dict[str, Any]]] = []
         self.replies: deque[Reply] = deque()
         self.has_model = True
+        self.model_ids = ["llamacpp"]
         self.chat_template = "model"
         self.context_window = 4096  # another one is another version of the model
         self.descriptions = 0  # requests for the model's description
@@ -62,6 +63,7 @@ class Server(ThreadingHTTPServer):
         self.n_disconnected = 0  # answers whose client disconnected
         self.keys: set[str | None] = set()
         self.valid_key = ""  # "" accepts any
+        self.cluster: tuple[int, str] = (404, "")  # the status and the body of GET /cluster
         self.key_file: Path | None = None
 
     def close(self) -> None:
@@ -77,6 +79,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path.startswith("/token?type="):
             self._renew()
+        elif self.path == "/cluster":
+            self._send_cluster()
         elif self.path.startswith("/models/"):
             self.server.n_waiting += not self.server.is_quick.is_set()
             self.server.is_quick.wait(HOLD_SECONDS)
@@ -91,7 +95,11 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.server.keys.add(self.headers["Authorization"])
         question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.questions.append((self.headers["X-Api-Path"].removeprefix("v1/"), question))
+        path = self.headers["X-Api-Path"] or self.path  # TorchServe's header, or as any other server
+        if path == "tokenize":
+            self._send(200, {"tokens": question["content"].split()})
+            return
+        self.server.questions.append((path.removeprefix("/").removeprefix("v1/"), question))
         reply = self.server.replies.popleft() if self.server.replies else Reply()
         if reply.overload:
             self._send(503, {"code": 503, "type": "ServiceUnavailableException", "message": "Model has no worker"})
@@ -154,10 +162,24 @@ class Handler(BaseHTTPRequestHandler):
 
     def _describe_model(self) -> None:
         meta = {"context_window": self.server.context_window, "chat_template": self.server.chat_template}
-        self._send(200, {"object": "list", "data": [{"id": "llamacpp", "object": "model", "meta": meta}]})
+        models = [{"id": id, "object": "model", "meta": meta} for id in self.server.model_ids]
+        self._send(200, {"object": "list", "data": models})
+
+    def _send_cluster(self) -> None:
+        """As the entry of a cluster, which is another program than TorchServe: it refuses a wrong key with 401."""
+        self.server.n_waiting += not self.server.is_quick.is_set()
+        self.server.is_quick.wait(HOLD_SECONDS)
+        if self.server.valid_key and self.headers["Authorization"] != f"Bearer {self.server.valid_key}":
+            self._send(401, {"error": {"message": "The key is missing or wrong."}})
+        else:
+            status, text = self.server.cluster
+            self._send_text(status, text)
 
     def _send(self, status: int, answer: object) -> None:
-        body = json.dumps(answer).encode()
+        self._send_text(status, json.dumps(answer))
+
+    def _send_text(self, status: int, text: str) -> None:
+        body = text.encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
