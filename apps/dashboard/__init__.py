@@ -1,1 +1,1 @@
-"""The parts of torchserve_server_app.py's page, and the actions behind its buttons."""
+"""The server app's page (page.py, served by torchserve_server_app.py), its parts, and the actions of its buttons."""

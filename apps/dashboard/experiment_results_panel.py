@@ -11,6 +11,7 @@ from apps.dashboard.wording import counted
 from experiments import charts, records
 from experiments.load_test import PERCENTILES
 from experiments.records import ExperimentRecord, MeasuredPoint
+from experiments.verdict import verdict
 from torchserve_client.config import ServerConfig, TorchServeError
 
 SEPARATOR = "\N{NO-BREAK SPACE}/\N{NO-BREAK SPACE}"  # on a narrow page the table scrolls instead of breaking a cell
@@ -24,7 +25,7 @@ def show_results(config: ServerConfig) -> None:
             saved[record_id] = _record(str(config.path), record_id, config)
         except TorchServeError as error:
             st.error(str(error), icon=":material/error:")
-    st.subheader("Measured", anchor=False)
+    st.header("Measured", anchor=False)
     if not saved:
         st.caption("Nothing yet: what an experiment measures is saved here.")
         return
@@ -33,6 +34,8 @@ def show_results(config: ServerConfig) -> None:
         st.session_state.experiment_newest = st.session_state.experiment_shown = newest
     shown = st.selectbox("Experiment", saved, key="experiment_shown", format_func=lambda each: saved[each].title)
     record = saved[shown]
+    if sentence := verdict(record):
+        st.markdown(f"**{sentence}**")
     _show_ending(record)
     comparable = [
         each for each in saved if each != shown and saved[each].plan.sweep == record.plan.sweep and saved[each].answered
@@ -133,25 +136,25 @@ def _show_times(record: ExperimentRecord) -> None:
             if not rows:
                 st.caption("No answer had any text.")
                 continue
-            alt = f"Lines of p50, p95 and p99: up to {max(row['ms'] for row in rows):.0f} ms."
+            alt = f"Lines of percentiles: up to {max(row['ms'] for row in rows):.0f} ms."
             st.altair_chart(charts.times(record.plan, points, time), width="stretch", alt=alt)
 
 
 def _show_table(shown: Sequence[ExperimentRecord]) -> None:
     rows = []
+    has_p99 = any("p99" in point.times("latency_ms") for record in shown for point in record.points)
     for record in shown:
         when = {"Experiment": f"{record.started.astimezone():%d %b %H:%M:%S}"} if len(shown) > 1 else {}
-        rows += [when | _table_row(record, point) for point in record.points]
+        rows += [when | _table_row(record, point, has_p99) for point in record.points]
     st.table(rows, hide_index=True)
 
 
-def _table_row(record: ExperimentRecord, point: MeasuredPoint) -> dict[str, str]:
+def _table_row(record: ExperimentRecord, point: MeasuredPoint, has_p99: bool) -> dict[str, str]:
     def times(name: str) -> str:
-        values = point.summary[name]
-        return SEPARATOR.join(f"{values[f'p{percent}']:,.0f}" for percent in PERCENTILES) if values else "–"
+        return SEPARATOR.join(f"{ms:,.0f}" for ms in point.times(name).values()) or "–"
 
     step = {} if point.value is None else {charts.axis_title(record.plan): str(point.value)}
-    percentiles = " / ".join(f"p{percent}" for percent in PERCENTILES)
+    percentiles = " / ".join(f"p{percent}" for percent in PERCENTILES if f"p{percent}" != "p99" or has_p99)
     return step | {
         "Clients": str(point.clients),
         "Tokens/s": f"{point.summary['tokens_per_second']:.1f}",

@@ -34,7 +34,7 @@ LABELS = {
 
 def show_experiments(config: ServerConfig) -> None:
     """Draws the form, the progress of a running experiment, and the measurements."""
-    background = _background(str(config.path), config)
+    background = shared_experiments(str(config.path), config)
     st.caption(
         "Simultaneous requests, measured while one setting varies. Meanwhile the chat is slower, and refused "
         "while the model is loaded again. The current settings are put back at the end, also after a failure or a "
@@ -51,7 +51,7 @@ def show_experiments(config: ServerConfig) -> None:
 
 
 @st.cache_resource
-def _background(path: str, _config: ServerConfig) -> BackgroundExperiments:
+def shared_experiments(path: str, _config: ServerConfig) -> BackgroundExperiments:
     """All pages of a server share it."""
     return BackgroundExperiments(_config)
 

@@ -1,7 +1,7 @@
-"""The last minutes of a server's metrics, for any number of viewers: one poll serves all of them.
+"""The last minutes of a server's metrics, gathered as long as the app runs, whether a page shows them or not.
 
-Knows nothing of Streamlit. Threads: viewers may call poll() and points() at the same time. A separate thread sends the
-requests to TorchServe and writes the points; there is never more than one such thread.
+Knows nothing of Streamlit. Threads: one thread polls TorchServe and writes; pages only read `latest`, `problem` and
+points(), each of which is replaced as a whole.
 """
 
 import threading
@@ -9,18 +9,17 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
+from apps.dashboard.token_progress import TokenProgress
 from torchserve_client import metrics
 from torchserve_client.config import ServerConfig, TorchServeError
 from torchserve_client.management import ManagementClient
 
 POLL_SECONDS = 2.0
-MAX_POLL_WAIT_SECONDS = 0.3
-EARLY_SECONDS = 0.1  # a viewer's timer may fire this early
 HISTORY_SECONDS = 300
 WINDOW_SECONDS = 30  # for times to first token: too few answers end within one poll
 HISTORY_POINTS = int(HISTORY_SECONDS / POLL_SECONDS)
 WINDOW_POINTS = int(WINDOW_SECONDS / POLL_SECONDS)
-GAP_SECONDS = 3 * POLL_SECONDS  # after a longer time without viewers, the time between is not shown
+GAP_SECONDS = 3 * POLL_SECONDS  # a longer time between two points is not drawn as a line
 
 # The labels of the engine's metrics (llama_cpp_worker/metrics.py).
 WAIT_REASONS = ("slot", "prefix", "prefill")
@@ -68,62 +67,72 @@ class MetricsPoint:
     processes: tuple[ProcessUse, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Latest:
+    """The newest snapshot, with what the snapshots before it tell about it."""
+
+    snapshot: metrics.MetricsSnapshot
+    progress: TokenProgress
+    tokens_per_second: float
+
+
 class MetricsHistory:
-    """The points of the last HISTORY_SECONDS; `problem` says why the last poll failed, "" if it did not."""
+    """The points of the last HISTORY_SECONDS.
+
+    latest: None if the last poll failed; `problem` says why, "" if it did not.
+    """
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._management = ManagementClient(config)
-        self._lock = threading.Lock()
-        self._points: deque[MetricsPoint] = deque(maxlen=HISTORY_POINTS)
+        self._points: tuple[MetricsPoint, ...] = ()
         self._snapshots: deque[metrics.MetricsSnapshot] = deque(maxlen=WINDOW_POINTS + 1)
-        self._polled_at = float("-inf")
-        self._poll: threading.Thread | None = None
+        self._progress = TokenProgress()
         self._arrived_when_empty: float | None = None
+        self.latest: Latest | None = None
         self.problem = ""
+
+    def start(self) -> None:
+        """Polls every POLL_SECONDS in a thread of its own, until the app ends."""
+        threading.Thread(target=self._poll_forever, daemon=True).start()
+
+    def _poll_forever(self) -> None:
+        while True:
+            self.poll()
+            time.sleep(POLL_SECONDS)
 
     def points(self) -> list[MetricsPoint]:
         oldest = time.time() - HISTORY_SECONDS
-        return [point for point in list(self._points) if point.at >= oldest]
-
-    @property
-    def is_polling(self) -> bool:
-        return self._poll is not None and self._poll.is_alive()
+        return [point for point in self._points if point.at >= oldest]
 
     def poll(self) -> None:
-        """Adds a point, unless a viewer has done so within POLL_SECONDS. A failure becomes `problem`.
-
-        Returns when the point is added, at the latest after MAX_POLL_WAIT_SECONDS: a slow TorchServe does not block
-        the page.
-        """
-        with self._lock:
-            is_due = time.monotonic() >= self._polled_at + POLL_SECONDS - EARLY_SECONDS
-            if is_due and not self.is_polling:
-                self._polled_at = time.monotonic()
-                self._poll = threading.Thread(target=self._try_to_add_point, daemon=True)
-                self._poll.start()
-            poll = self._poll
-        if poll:
-            poll.join(MAX_POLL_WAIT_SECONDS)
-
-    def _try_to_add_point(self) -> None:
+        """Adds a point. A failure becomes `problem`."""
         try:
             self._add_point()
             self.problem = ""
         except TorchServeError as error:
             self._snapshots.clear()
-            self.problem = str(error)
+            self.latest, self.problem = None, str(error)
 
     def _add_point(self) -> None:
         snapshot = metrics.scrape(self._config)
-        if self._snapshots and snapshot.at - self._snapshots[-1].at > GAP_SECONDS:
+        if self._snapshots and snapshot.at - self._snapshots[-1].at > GAP_SECONDS:  # this machine was asleep
             self._snapshots.clear()
+        queued = self._queued(snapshot)
+        self._progress = self._progress.after(snapshot, queued)
+        speed = 0.0
         if self._snapshots:
-            self._points.append(self._point(self._snapshots[0], self._snapshots[-1], snapshot))
+            point = self._point(self._snapshots[0], self._snapshots[-1], snapshot, queued)
+            self._points, speed = (*self._points, point)[-HISTORY_POINTS:], point.tokens_per_second
         self._snapshots.append(snapshot)
+        self.latest = Latest(snapshot, self._progress, speed)
 
     def _point(
-        self, window: metrics.MetricsSnapshot, before: metrics.MetricsSnapshot, now: metrics.MetricsSnapshot
+        self,
+        window: metrics.MetricsSnapshot,
+        before: metrics.MetricsSnapshot,
+        now: metrics.MetricsSnapshot,
+        queued: int,
     ) -> MetricsPoint:
         first_token = metrics.mean(window, now, metrics.FIRST_TOKEN)
         first_token_p95 = metrics.percentile(window, now, metrics.FIRST_TOKEN, 95)
@@ -139,7 +148,7 @@ class MetricsHistory:
             first_token_p95_ms=None if first_token_p95 is None else 1000 * first_token_p95,
             wait_ms=_wait_ms(window, now),
             prefill_tokens_waiting=int(now.gauge_sum("llamacpp_prefill_tokens_waiting")),
-            queued=self._queued(now),
+            queued=queued,
             slots_busy=int(now.gauge_sum("llamacpp_slots_busy")),
             slots=int(now.gauge_sum("llamacpp_slots")),
             cache_tokens=int(now.gauge_sum("llamacpp_cache_tokens")),

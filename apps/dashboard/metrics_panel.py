@@ -12,7 +12,14 @@ import altair as alt
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from apps.dashboard.metrics_history import GAP_SECONDS, HISTORY_SECONDS, POLL_SECONDS, MetricsHistory, MetricsPoint
+from apps.dashboard.metrics_history import (
+    GAP_SECONDS,
+    HISTORY_SECONDS,
+    POLL_SECONDS,
+    MetricsHistory,
+    MetricsPoint,
+    ProcessUse,
+)
 from apps.dashboard.wording import counted, megabytes
 from torchserve_client.config import ServerConfig
 
@@ -41,20 +48,21 @@ class Reading:
 
 
 @st.cache_resource
-def _history(_config: ServerConfig, path: str) -> MetricsHistory:
-    """All pages and tabs share it, so a reload does not lose it."""
-    return MetricsHistory(_config)
+def shared_history(path: str, _config: ServerConfig) -> MetricsHistory:
+    """All pages of a server share it. It begins with the first page and ends with the app."""
+    history = MetricsHistory(_config)
+    history.start()
+    return history
 
 
 @st.fragment(run_every=POLL_SECONDS, key="metrics")
 def show_metrics(config: ServerConfig) -> None:
     """Draws the charts and refreshes them every POLL_SECONDS."""
-    history = _history(config, str(config.path))
-    history.poll()
+    history = shared_history(str(config.path), config)
     points = history.points()
     is_current = not history.problem
     if is_current:
-        st.caption(f"The last {HISTORY_SECONDS // 60} minutes, every {POLL_SECONDS:.0f} s while a page shows them.")
+        st.caption(f"The last {HISTORY_SECONDS // 60} minutes, every {POLL_SECONDS:.0f} s.")
     else:
         st.caption(f":orange[:material/warning:] {history.problem}")
     places = [column for _ in range(4) for column in st.columns(2, gap="medium")]  # row by row on a narrow page, too
@@ -99,13 +107,17 @@ def _cache(point: MetricsPoint) -> Reading:
 
 
 def _cpu(point: MetricsPoint) -> Reading:
-    lines = {process.worker or "TorchServe": process.cpu_percent for process in point.processes}
+    lines = {_process_name(process): process.cpu_percent for process in point.processes}
     return Reading(lines, f"{sum(percent or 0 for percent in lines.values()):.0f} %")
+
+
+def _process_name(process: ProcessUse) -> str:
+    return f"worker {process.worker}" if process.worker else "TorchServe"
 
 
 def _memory(point: MetricsPoint) -> Reading:
     lines: dict[str, float | None] = {
-        process.worker or "TorchServe": process.memory_bytes / 2**20 for process in point.processes
+        _process_name(process): process.memory_bytes / 2**20 for process in point.processes
     }
     return Reading(lines, megabytes(sum(process.memory_bytes for process in point.processes)))
 
@@ -115,7 +127,7 @@ def _prefixes(place: DeltaGenerator, points: list[MetricsPoint]) -> None:
     prompts = {source: sum(point.prefix_lookups[source] for point in points) for source in PREFIXES}
     tokens = sum(point.prompt_tokens for point in points)
     cached = sum(point.cached_tokens for point in points)
-    swaps = counted(sum(point.slot_swaps for point in points), "swap")
+    swaps = sum(point.slot_swaps for point in points)
     with place.container(gap="xsmall"):
         _title_row(
             "Cached prefixes of prompts", f"{100 * cached / tokens:.0f} % of {tokens:,} tokens" if tokens else ""
@@ -130,7 +142,7 @@ def _prefixes(place: DeltaGenerator, points: list[MetricsPoint]) -> None:
             for source, n in prompts.items()
         ]
         st.table(rows, hide_index=True)
-        st.caption(f"{swaps} of slots made the decoding ones consecutive.")
+        st.caption(f"Swaps of two slots that made the decoding ones consecutive: {swaps:,}.")
 
 
 def _title_row(title: str, summary: str) -> None:
@@ -154,7 +166,9 @@ def _chart(
     with place.container(gap=None):
         _title_row(title, summary)
         columns = _columns([(at, reading.lines) for at, reading in readings])
-        st.vega_lite_chart(columns, _spec(colors, highest), height=CHART_HEIGHT, key=f"chart of {title}")
+        lines = tuple(dict.fromkeys(line for _, reading in readings for line in reading.lines))
+        top = highest or (None if any(columns["value"]) else 1.0)
+        st.vega_lite_chart(columns, _spec(lines, colors, top), height=CHART_HEIGHT, key=f"chart of {title}")
 
 
 def _columns(moments: list[tuple[float, dict[str, float | None]]]) -> dict[str, list[Any]]:
@@ -177,8 +191,12 @@ def _columns(moments: list[tuple[float, dict[str, float | None]]]) -> dict[str, 
 
 
 @st.cache_data
-def _spec(colors: tuple[str, ...], highest: float | None) -> dict[str, Any]:
-    """A chart without data. The browser keeps the chart of the last poll only if its specification is equal."""
+def _spec(lines: tuple[str, ...], colors: tuple[str, ...], highest: float | None) -> dict[str, Any]:
+    """A chart without data. The browser keeps the chart of the last poll only if its specification is equal.
+
+    lines: for the legend, which stays when they have no values. highest: of the value axis, None to derive it from the
+    values, which must not all be 0 then.
+    """
     minutes = HISTORY_SECONDS // 60
     time_axis = alt.Axis(
         title=None,
@@ -196,7 +214,9 @@ def _spec(colors: tuple[str, ...], highest: float | None) -> dict[str, Any]:
         .encode(
             x=alt.X("seconds:Q", scale=alt.Scale(domain=[-HISTORY_SECONDS, 0], nice=False), axis=time_axis),
             y=alt.Y("value:Q", scale=value_scale, axis=value_axis),
-            color=alt.Color("line:N", sort=None, scale=alt.Scale(range=list(colors)), legend=legend),
+            color=alt.Color(
+                "line:N", sort=None, scale=alt.Scale(domain=list(lines), range=list(colors)), legend=legend
+            ),
             detail="piece:N",
             tooltip=[alt.Tooltip("line:N", title="line"), alt.Tooltip("value:Q", title="value", format=",.1f")],
         )

@@ -1,27 +1,28 @@
-"""The live status on the server app's page: TorchServe, the model, each worker, and the running action.
+"""The live status on the server app's page: the line of state, the running action, the model and each worker.
 
-Each drawing queries the server and the system again. The session stores only the last sample of the processes, because
-the use of a processor is the difference between two samples.
+The state is derived in apps/dashboard/state.py; this file draws it. The session stores only the last sample of the
+processes, because the use of a processor is the difference between two samples.
 """
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import streamlit as st
 
-from apps.dashboard.actions import LABELS, Action, Actions, Outcome
+from apps.dashboard.actions import Action, Actions, Outcome
+from apps.dashboard.metrics_history import Latest
 from apps.dashboard.model_description import describe_model
+from apps.dashboard.state import Facts, PageState, Tone
 from apps.dashboard.versions_panel import show_versions
-from apps.dashboard.wording import duration, megabytes
-from torchserve_client.config import ServerConfig, TorchServeError
-from torchserve_client.drain import RequestCounts
-from torchserve_client.logs import log_tail, worker_exceptions
+from apps.dashboard.wording import counted, duration, megabytes
+from torchserve_client.config import ServerConfig
+from torchserve_client.logs import log_tail
 from torchserve_client.management import ManagementClient
-from torchserve_client.metrics import MetricsSnapshot, cpu_percent, scrape
+from torchserve_client.metrics import MetricsSnapshot, cpu_percent
 from torchserve_client.model_description import ModelDescriptions
-from torchserve_client.status import ModelStatus, ServerState, WorkerStatus
+from torchserve_client.status import ModelStatus, WorkerStatus
 
 SAMPLE_SECONDS = 0.5  # over a shorter time the use of a processor is noise
 TAIL_LINES = 6
@@ -30,61 +31,82 @@ SKIP_DRAIN_LABELS: dict[str, str] = {
     "make_default": "Don't wait: leave the old version loaded",
     "end_version": "Don't wait: leave it loaded",
 }
-
-COLORS = {
-    "down": "gray",
-    "starting": "orange",
-    "up": "green",
-    "unhealthy": "red",
-    "not registered": "gray",
-    "loading": "orange",
-    "ready": "green",
-    "failed": "red",
-    "restarting": "red",
+COLORS: dict[Tone, str] = {"ok": "green", "busy": "blue", "idle": "gray", "warning": "orange", "error": "red"}
+ICONS: dict[Tone, str] = {
+    "ok": ":material/check_circle:",
+    "busy": ":material/hourglass_top:",
+    "idle": ":material/stop_circle:",
+    "warning": ":material/warning:",
+    "error": ":material/error:",
 }
 
 
-def show_status(config: ServerConfig, management: ManagementClient, actions: Actions, is_detailed: bool) -> ServerState:
-    """Draws the whole status, or one line unless `is_detailed`; returns the state that was drawn."""
-    latest = actions.latest  # read once: the action may end meanwhile
-    outcome = latest.outcome if latest else None
-    is_running = latest is not None and outcome is None
-    if latest and is_running:
-        _show_action(config, latest)
-    elif outcome and not outcome.is_success:
-        _show_failure(actions, outcome)
-    server = management.state()
-    if server.state == "up" and latest and is_running and latest.name == "start":
-        server = replace(server, state="starting")  # it answers, but not yet on every port
-    snapshot = _scrape(config) if server.state == "up" else None
+def show_state(facts: Facts, state: PageState, is_detailed: bool) -> None:
+    """The one line of state. It is always one box of the same height on the status panel, and a row on the others."""
     if not is_detailed:
-        _show_badges(server, snapshot)
-        return server
-    st.subheader("Server status:", anchor=False)
-    _show_badges(server, snapshot)
-    _show_sentence(config, server)
-    st.subheader("Model Status", anchor=False)
-    if server.model:
-        _show_model(config, server.model, snapshot)
-        show_versions(config, management, actions, server.model)
+        with st.container(horizontal=True, gap="small", vertical_alignment="center", key="badges"):
+            st.badge(state.title, color=COLORS[state.tone], icon=ICONS[state.tone])  # type: ignore[arg-type]
+            st.caption(state.sentence, width="content")
+        return
+    text = f"**{state.title}** · {state.sentence}"
+    boxes = {"ok": st.success, "warning": st.warning, "error": st.error}
+    boxes.get(state.tone, st.info)(text, icon=ICONS[state.tone])
+    with st.container(horizontal=True, gap="xsmall", key="badges"):
+        _show_load(facts)
+
+
+def _show_load(facts: Facts) -> None:
+    """Requests, speed and the age of the last token, if they are known."""
+    counts, progress = facts.counts, facts.progress
+    if counts is None or progress is None:
+        st.badge("no metrics", color="gray")
+        return
+    st.badge(f"{counted(counts.waiting, 'request')} waiting", color="orange" if counts.waiting else "gray")
+    st.badge(f"{counts.running} running", color="blue" if counts.running else "gray")
+    st.badge(f"{facts.tokens_per_second:,.0f} tokens/s", color="gray")
+    last = progress.last_token_at
+    age = "no token seen yet" if last is None else f"last token {duration(facts.at - last)} ago"
+    st.badge(age, color="orange" if facts.stall else "gray")
+
+
+def show_action(config: ServerConfig, actions: Actions) -> None:
+    """The running action with its progress, or how the last one ended."""
+    latest = actions.latest  # read once: the action may end meanwhile
+    if latest is None:
+        return
+    if latest.outcome is None:
+        _show_running(config, latest)
+    elif latest.outcome.is_success:
+        ended = f"{datetime.fromtimestamp(latest.outcome.at):%H:%M:%S}"
+        st.caption(f":green[:material/check_circle:] {ended} · {latest.outcome.sentence}")
+    else:
+        _show_failure(actions, latest.outcome)
+
+
+def show_details(
+    config: ServerConfig, management: ManagementClient, actions: Actions, facts: Facts, latest: Latest | None
+) -> None:
+    """The model, its workers and its versions."""
+    model = facts.server.model
+    st.header("Model Status", anchor=False)
+    if model:
+        _show_model(config, model, latest.snapshot if latest else None)
+        show_versions(config, management, actions, model)
     else:
         st.caption("Nothing is registered.")
     st.button("Model Status", key="model_status", on_click=_toggle_json, help="All that TorchServe says about it.")
     if st.session_state.get("shows_json"):
-        st.json(server.model.raw if server.model else {})
-    return server
+        st.json(model.raw if model else {})
 
 
-def _show_action(config: ServerConfig, action: Action) -> None:
+def _show_running(config: ServerConfig, action: Action) -> None:
     with st.container(border=True, key="action"):
-        seconds = time.time() - action.begun
-        st.markdown(f":material/progress_activity: **{LABELS[action.name]}**, {seconds:.0f} s")
-        st.caption(action.progress or "Beginning")
+        st.caption(f"{time.time() - action.begun:.0f} s · {action.progress or 'Beginning'}")
         if action.can_skip_drain:
             label = SKIP_DRAIN_LABELS.get(action.name, "Don't wait: cut them")
             st.button(label, key="skip_drain", on_click=action.skip_drain.set)
         if action.name == "start":
-            st.code(log_tail(config, TAIL_LINES) or "…", language=None, height=140)
+            st.code(log_tail(config, TAIL_LINES) or "…", language=None, height=170)
 
 
 def _show_failure(actions: Actions, outcome: Outcome) -> None:
@@ -96,56 +118,6 @@ def _show_failure(actions: Actions, outcome: Outcome) -> None:
         if outcome.needs_archive:
             st.button("Package the demo model", key="package", on_click=actions.package)
         st.button("Dismiss", key="dismiss", on_click=actions.dismiss)
-
-
-def _scrape(config: ServerConfig) -> MetricsSnapshot | None:
-    """None if the metrics cannot be read: the rest of the page says what is wrong with the server."""
-    try:
-        return scrape(config)
-    except TorchServeError:
-        return None
-
-
-def _show_badges(server: ServerState, snapshot: MetricsSnapshot | None) -> None:
-    model = server.model
-    phase = model.phase if model else "not registered"
-    with st.container(horizontal=True, gap="xsmall", key="badges"):
-        st.badge(f"TorchServe: {server.state}", color=COLORS[server.state])  # type: ignore[arg-type]
-        if server.state == "up":
-            st.badge(f"Model: {phase}", color=COLORS[phase])  # type: ignore[arg-type]
-        if model and snapshot:
-            counts = RequestCounts.of(model, snapshot)
-            st.badge(f"{counts.waiting} requests waiting", color="orange" if counts.waiting else "gray")
-            st.badge(f"{counts.running} running", color="blue" if counts.running else "gray")
-
-
-def _show_sentence(config: ServerConfig, server: ServerState) -> None:
-    """The state in words, with the next step. It is always one box, so that the page below does not move."""
-    model = server.model
-    if server.state == "unhealthy":
-        st.error(server.problem, icon=":material/error:")
-    elif server.state == "down":
-        problem = f" {server.problem}" if server.problem else ""
-        sentence = f"TorchServe is not running. Press Start Server in the sidebar.{problem}"
-        st.info(sentence, icon=":material/stop_circle:")
-    elif server.state == "starting":
-        st.info("TorchServe is starting.", icon=":material/hourglass_top:")
-    elif model is None:
-        sentence = "TorchServe is running without a model. Press Register Llama2 in the sidebar."
-        st.warning(sentence, icon=":material/play_circle:")
-    elif model.is_ready:
-        st.success("Registered model", icon=":material/check_circle:")
-    elif model.phase == "failed":
-        st.error(_why_no_worker(config), icon=":material/error:")
-    else:
-        sentence = f"Registered model, {_ready_workers(model)}. A worker is loading or restarting."
-        st.warning(sentence, icon=":material/hourglass_top:")
-
-
-def _why_no_worker(config: ServerConfig) -> str:
-    causes = worker_exceptions(config)
-    said = f" The last one said: {causes[-1]}." if causes else ""
-    return f"Registered model, but no worker runs.{said} TorchServe starts a new one, with growing pauses."
 
 
 def _ready_workers(model: ModelStatus) -> str:
@@ -185,7 +157,7 @@ def _worker_row(worker: WorkerStatus, cpu: float | None) -> dict[str, str]:
     uptime = time.time() - worker.started.timestamp() if worker.started and worker.is_alive else None
     return {
         "Worker": worker.id,
-        "Status": "READY" if worker.is_ready else worker.phase,
+        "Status": "PAUSED" if worker.is_paused else "READY" if worker.is_ready else worker.phase,
         "PID": str(worker.pid) if worker.is_alive else "",
         "Uptime": "" if uptime is None else duration(uptime),
         "Memory": megabytes(worker.memory_bytes) if worker.memory_bytes else "",

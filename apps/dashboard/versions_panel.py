@@ -22,7 +22,7 @@ def show_versions(config: ServerConfig, management: ManagementClient, actions: A
     others = [each for each in _newest_first(config.model_store) if each.version != model.version]
     if not others:
         return
-    st.subheader("Versions", anchor=False)
+    st.header("Versions", anchor=False)
     is_busy = actions.current is not None
     # TorchServe answers this request only after it has loaded the version that an action may be loading.
     loaded = [] if is_busy else _loaded_versions(management)

@@ -31,9 +31,17 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServerCo
         yield ServerConfig.load(file)
 
 
-def shown() -> str:
+def opened() -> AppTest:
     page = AppTest.from_function(connect_page, default_timeout=60).run()
     assert not page.exception
+    return page
+
+
+def shown() -> str:
+    return text_of(opened())
+
+
+def text_of(page: AppTest) -> str:
     return "\n".join(element.value for kind in (page.markdown, page.code, page.caption) for element in kind)
 
 
@@ -53,7 +61,22 @@ def test_time_left_of_a_key_that_expires_is_shown(config: ServerConfig) -> None:
     assert "valid for 45 min, then a new one replaces it" in shown()
 
 
+def test_page_has_the_key_only_for_a_while_after_it_was_asked_for(config: ServerConfig) -> None:
+    page = opened()
+    assert not page.get("bidi_component"), "a copy button would have the key"
+    page.button(key="show_key").click().run()
+    assert "the-key" in text_of(page)
+    assert 'api_key="the-key"' in page.code[-1].value
+    assert len(page.get("bidi_component")) == 2
+
+    page.session_state.key_shown_until = 0.0
+    page.run()
+    assert "the-key" not in text_of(page)
+    assert not page.get("bidi_component")
+
+
 def test_errors_that_come_before_the_models_code_are_named(config: ServerConfig) -> None:
-    text = shown()
-    assert "| 400 | `InvalidKeyException` |" in text
-    assert "`make front` starts a front at `http://127.0.0.1:8000/v1`" in text
+    page = opened()
+    assert page.table[0].value["Status"].tolist() == ["400", "404", "503"]
+    assert page.table[0].value["Type"].iloc[0] == "InvalidKeyException"
+    assert "`make front` starts a front at `http://127.0.0.1:8000/v1`" in text_of(page)

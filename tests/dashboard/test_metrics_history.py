@@ -1,4 +1,4 @@
-"""How often the history requests metrics from TorchServe. A small HTTP server counts the requests in its place."""
+"""The history of the metrics, and how often it queries TorchServe. A small HTTP server counts the requests."""
 
 import json
 import threading
@@ -83,31 +83,26 @@ def config(fake: FakeTorchServe, tmp_path: Path) -> ServerConfig:
     return make_home(tmp_path, **overrides, disable_token_authorization="true")
 
 
-@pytest.fixture
-def always_due(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every poll is due, and waits for its point."""
-    monkeypatch.setattr(metrics_history, "POLL_SECONDS", 0.0)
-    monkeypatch.setattr(metrics_history, "MAX_POLL_WAIT_SECONDS", 60.0)
-
-
-@pytest.fixture
-def due_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics_history, "POLL_SECONDS", 600.0)
-
-
-@pytest.mark.usefixtures("due_once")
-def test_many_viewers_at_once_cause_one_request(config: ServerConfig, fake: FakeTorchServe) -> None:
+def test_history_grows_without_a_viewer(
+    config: ServerConfig, fake: FakeTorchServe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics_history, "POLL_SECONDS", 0.01)
     history = MetricsHistory(config)
-    viewers = [threading.Thread(target=history.poll) for _ in range(8)]
-    for viewer in viewers:
-        viewer.start()
-    for viewer in viewers:
-        viewer.join()
-    history.poll()
-    assert fake.requests == {"/metrics": 1}
+
+    history.start()
+
+    wait_until(lambda: len(history.points()) > 3, what="points that no viewer asked for")
+    assert history.latest and history.latest.snapshot.at >= history.points()[-1].at
 
 
-@pytest.mark.usefixtures("always_due")
+def test_history_is_bounded(config: ServerConfig, fake: FakeTorchServe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_history, "HISTORY_POINTS", 3)
+    history = MetricsHistory(config)
+    for _ in range(6):
+        history.poll()
+    assert len(history.points()) == 3
+
+
 def test_queue_is_queried_only_while_it_may_contain_a_request(config: ServerConfig, fake: FakeTorchServe) -> None:
     history = MetricsHistory(config)
     described = "/models/llamacpp"
@@ -130,7 +125,6 @@ def test_queue_is_queried_only_while_it_may_contain_a_request(config: ServerConf
     assert history.points()[-1].queued == 0
 
 
-@pytest.mark.usefixtures("always_due")
 def test_rates_stay_positive_when_a_restarted_server_counts_from_zero(
     config: ServerConfig, fake: FakeTorchServe
 ) -> None:
@@ -140,7 +134,6 @@ def test_rates_stay_positive_when_a_restarted_server_counts_from_zero(
     assert [point.tokens_per_second > 0 for point in history.points()] == [True, True]
 
 
-@pytest.mark.usefixtures("always_due")
 def test_waits_are_the_mean_of_the_answers_and_prefixes_are_counted(config: ServerConfig, fake: FakeTorchServe) -> None:
     history = MetricsHistory(config)
     for fake.answers in (4, 4, 6):
@@ -151,14 +144,13 @@ def test_waits_are_the_mean_of_the_answers_and_prefixes_are_counted(config: Serv
     assert last.prefix_lookups == {"own": 2, "copied": 0, "saved": 0, "none": 0}
 
 
-@pytest.mark.usefixtures("always_due")
 def test_failed_poll_leaves_a_reason_and_the_earlier_points(config: ServerConfig, fake: FakeTorchServe) -> None:
     history = MetricsHistory(config)
     history.poll()
     history.poll()
     fake.is_refusing = True
     history.poll()
-    assert history.problem == "No metrics today."
+    assert (history.problem, history.latest) == ("No metrics today.", None)
     assert len(history.points()) == 1
 
     fake.is_refusing = False
@@ -166,14 +158,3 @@ def test_failed_poll_leaves_a_reason_and_the_earlier_points(config: ServerConfig
     history.poll()
     assert history.problem == ""
     assert len(history.points()) == 2  # the counts of the time between belong to no point
-
-
-def test_slow_server_does_not_block_viewers_and_gets_one_request(config: ServerConfig, fake: FakeTorchServe) -> None:
-    history = MetricsHistory(config)
-    fake.may_answer.clear()
-    history.poll()
-    history.poll()
-    assert history.points() == []
-    fake.may_answer.set()
-    wait_until(lambda: not history.is_polling, what="the late response")
-    assert fake.requests["/metrics"] == 1

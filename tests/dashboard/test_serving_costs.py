@@ -1,4 +1,4 @@
-"""What the settings cost, in words."""
+"""What the settings cost, in words. The memory is that of full slots."""
 
 from dataclasses import replace
 
@@ -10,40 +10,47 @@ from torchserve_client.worker_memory import WorkerMemory
 
 MB = 2**20
 SETTINGS = ServingSettings(batch_size=8, max_batch_delay_ms=50, workers=1)
+MEMORY = WorkerMemory(400 * MB, 100 * MB, mapped_bytes=150 * MB, window=4096)
 
 
-def test_workers_say_what_each_needs_and_why_the_batching_changes() -> None:
-    memory = WorkerMemory(400 * MB, 100 * MB)
+def test_workers_say_what_they_need_with_full_slots_and_why_the_batching_changes() -> None:
+    one = workers_cost(SETTINGS, MEMORY, 5000 * MB)
+    two = workers_cost(replace(SETTINGS, workers=2), MEMORY, 5000 * MB)
 
-    assert workers_cost(SETTINGS, memory, 5000 * MB).startswith("Each worker needs about 1,200 MB; 5,000 MB are free.")
-    assert "batches continuously" in workers_cost(SETTINGS, memory, 0)
-    assert "because TorchServe's continuous batching freezes" in workers_cost(replace(SETTINGS, workers=2), memory, 0)
-    assert "at least" in workers_cost(SETTINGS, replace(memory, is_measured=False), 0)
+    assert one.line == "1,200 of 5,000 MB with full slots"
+    assert one.help.startswith("Each worker needs about 1,200 MB with full slots. One worker batches continuously")
+    assert two.line == "2,250 of 5,000 MB with full slots"
+    assert two.help.startswith(
+        "The first worker needs about 1,200 MB with full slots, each other one 1,050 MB, because they share"
+    )
+    assert "because TorchServe's continuous batching freezes" in two.help
 
 
-def test_several_workers_map_the_models_file_once() -> None:
-    memory = WorkerMemory(400 * MB, 100 * MB, mapped_bytes=150 * MB)
+def test_memory_is_a_lower_bound_until_the_model_has_reported_its_own() -> None:
+    cost = workers_cost(SETTINGS, WorkerMemory(400 * MB, 0, is_complete=False), 5000 * MB)
 
-    sentence = workers_cost(replace(SETTINGS, workers=2), memory, 5000 * MB)
+    assert cost.line == "at least 400 of 5,000 MB"
+    assert "when it has been loaded" in cost.help
 
-    assert sentence.startswith("The first worker needs about 1,200 MB, each other one 1,050 MB, because they share")
-    assert workers_cost(SETTINGS, memory, 0).startswith("Each worker needs about 1,200 MB")
+
+def test_settings_that_do_not_fit_are_red() -> None:
+    assert workers_cost(SETTINGS, MEMORY, 1100 * MB).line.startswith(":red[")
 
 
 def test_batch_size_says_what_its_contexts_take() -> None:
-    memory = WorkerMemory(400 * MB, 100 * MB)
-
-    assert "about 800 MB" in batch_size_cost(SETTINGS, memory)
-    assert "One request at a time" in batch_size_cost(replace(SETTINGS, batch_size=1), memory)
+    assert batch_size_cost(SETTINGS, MEMORY).line == "Full contexts: 800 MB a worker"
+    assert "a slot with a context of 4,096 tokens, which takes 100 MB." in batch_size_cost(SETTINGS, MEMORY).help
+    assert "One request at a time" in batch_size_cost(replace(SETTINGS, batch_size=1), MEMORY).help
+    assert batch_size_cost(SETTINGS, WorkerMemory(MB, 0)).line == "8 requests a worker at once"
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "delay", "sentence"),
+    ("batch_size", "delay", "line"),
     [
-        pytest.param(8, 0, "Requests are not delayed to fill a batch.", id="none"),
-        pytest.param(8, 50, "Adds up to 50 ms to the first token of a lone request.", id="some"),
-        pytest.param(1, 50, "Has no effect with a batch size of 1: one request fills the batch.", id="alone"),
+        pytest.param(8, 0, "No request waits for a batch to fill", id="none"),
+        pytest.param(8, 50, "Up to 50 ms more for a lone request", id="some"),
+        pytest.param(1, 50, "No effect with a batch size of 1", id="alone"),
     ],
 )
-def test_delay_says_what_it_adds(batch_size: int, delay: int, sentence: str) -> None:
-    assert delay_cost(ServingSettings(batch_size, delay, 1)) == sentence
+def test_delay_says_what_it_adds(batch_size: int, delay: int, line: str) -> None:
+    assert delay_cost(ServingSettings(batch_size, delay, 1)).line == line
