@@ -12,6 +12,18 @@ from torchserve_client.config import ServerConfig, TorchServeError
 CLOSE_SECONDS = 60.0  # at the end of the program: cancel the experiment and restore the settings
 
 
+_all: "list[BackgroundExperiments]" = []
+
+
+def close_all() -> None:
+    """Cancels all experiments of this program and waits for the old settings.
+
+    For a program that ends by a signal: Python then calls nothing at its exit.
+    """
+    for experiments in _all:
+        experiments.close()
+
+
 class BackgroundExperiments:
     """The experiments of one server, one at a time, for all pages.
 
@@ -27,7 +39,8 @@ class BackgroundExperiments:
         self.is_cancelled = False
         self.progress: ExperimentProgress | None = None
         self.problem: TorchServeError | None = None
-        atexit.register(self._close)
+        _all.append(self)
+        atexit.register(self.close)
 
     @property
     def is_running(self) -> bool:
@@ -74,7 +87,8 @@ class BackgroundExperiments:
     def _set_activity(self, activity: str) -> None:
         self.progress = ExperimentProgress(activity)
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Cancels the experiment and waits until the old settings are back."""
         self.cancel()
         if self._thread:
             self._thread.join(CLOSE_SECONDS)

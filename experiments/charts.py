@@ -1,6 +1,6 @@
 """Draws experiments as Altair charts. Knows nothing of the page that shows them.
 
-Colour-blind people can distinguish the colours, on light and on dark pages. The symbols of the lines differ, too.
+The colours are the theme's (chartCategoricalColors in .streamlit/config.toml). The symbols of the lines differ, too.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,8 +11,7 @@ import altair as alt
 from experiments.plan import SWEEPS, Plan
 from experiments.records import ExperimentRecord, MeasuredPoint
 
-COLOURS = ["#1a80c4", "#d55e00", "#009e73", "#be5f95", "#8c7a00", "#7a6fd0", "#607d8b", "#a0522d"]
-PHASE_COLOURS = {"queued": "#95a19d", "prefill": "#d55e00", "decode": "#1a80c4", "failed": "#b3123f"}
+PHASE_COLOURS = {"queued": "#95a19d", "prefill": "#e08a1e", "decode": "#2a9d82", "failed": "#b3123f"}
 TIME_TITLES = {"first_token_ms": "Time to first token, ms", "latency_ms": "Whole answer, ms"}
 MUTED = "#7d8784"
 POINTS = alt.OverlayMarkDef(size=70, filled=True)
@@ -80,7 +79,7 @@ def time_rows(plan: Plan, points: Iterable[MeasuredPoint], time: str) -> list[Ro
     rows = []
     for point in points:
         x = point.clients if plan.sweep is None else point.value
-        rows += [{"x": x, "percentile": name, "ms": ms} for name, ms in point.summary[time].items()]
+        rows += [{"x": x, "percentile": name, "ms": ms} for name, ms in point.times(time).items()]
     return rows
 
 
@@ -158,7 +157,7 @@ def _height(records: Sequence[ExperimentRecord], rows: Sequence[Row], series: st
 
 
 def _colour(name: str, is_long: bool = False) -> alt.Color:
-    return alt.Color(f"{name}:N", title=None, sort=None, scale=alt.Scale(range=COLOURS), legend=_legend(is_long))
+    return alt.Color(f"{name}:N", title=None, sort=None, legend=_legend(is_long))
 
 
 def _legend(is_long: bool = False) -> alt.Legend:

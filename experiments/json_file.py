@@ -39,7 +39,7 @@ def write_json(file: Path, value: object) -> None:
     Another program sees the old value or the new one. A killed program leaves the old value.
     """
     try:
-        file.parent.mkdir(exist_ok=True)
+        file.parent.mkdir(mode=0o700, exist_ok=True)
         descriptor, unfinished = tempfile.mkstemp(prefix=f"{file.stem}.", dir=file.parent)  # one for each writer
         with open(descriptor, "wb") as opened:
             opened.write(to_json(value))

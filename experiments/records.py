@@ -17,6 +17,7 @@ from experiments.plan import Plan, Setup, Value
 from torchserve_client.config import ServerConfig, TorchServeError
 
 MAX_RECORDS = 50
+P99_ANSWERS = 100
 EndState = Literal["done", "cancelled", "failed"]
 
 
@@ -38,6 +39,11 @@ class MeasuredPoint:
         # No page shows the texts and the times of their pieces, and they are most of a sample.
         samples = tuple(replace(sample, events=(), text="") for sample in run.samples)
         return cls(value, clients, setup, run.summary(), samples)
+
+    def times(self, name: str) -> dict[str, float]:
+        """The milliseconds of the summary by percentile. The 99th of fewer than P99_ANSWERS is only the slowest one."""
+        answered = self.summary["requests"] - self.summary["errors"]
+        return {at: ms for at, ms in self.summary[name].items() if at != "p99" or answered >= P99_ANSWERS}
 
     @property
     def first_error(self) -> str | None:
@@ -129,7 +135,7 @@ def to_csv(records: Iterable[ExperimentRecord]) -> str:
 
 def _csv_row(record: ExperimentRecord, point: MeasuredPoint) -> dict[str, object]:
     counts = {name: value for name, value in point.summary.items() if name not in ("target", *TIME_COLUMNS)}
-    times = {f"{name}_p{at}": point.summary[name].get(f"p{at}") for name in TIME_COLUMNS for at in PERCENTILES}
+    times = {f"{name}_p{at}": point.times(name).get(f"p{at}") for name in TIME_COLUMNS for at in PERCENTILES}
     return {
         "experiment": record.id,
         "started": record.started.isoformat(timespec="seconds"),

@@ -183,7 +183,7 @@ def test_csv_has_a_line_for_each_run_with_its_settings_and_figures() -> None:
         ("1", "8", "continuous"),
     ]
     figures = [rows[0][name] for name in ("tokens_per_second", "first_token_ms_p95", "latency_ms_p99")]
-    assert figures == ["240.0", "100.0", "500.0"]
+    assert figures == ["240.0", "100.0", ""]
     assert (rows[1]["errors"], rows[1]["first_error"]) == ("1", "HTTP 503: no")
 
 
@@ -215,7 +215,12 @@ def test_compared_experiments_have_different_series() -> None:
 def test_time_rows_are_one_for_each_percentile() -> None:
     rows = charts.time_rows(PLAN, [point(4, 8)], "first_token_ms")
 
-    assert [(row["x"], row["percentile"], row["ms"]) for row in rows] == [(4, p, 100.0) for p in ("p50", "p95", "p99")]
+    assert [(row["x"], row["percentile"], row["ms"]) for row in rows] == [(4, p, 100.0) for p in ("p50", "p95")]
+
+
+def test_99th_percentile_needs_a_hundred_answers() -> None:
+    assert list(point(4, 8, requests=100).times("latency_ms")) == ["p50", "p95", "p99"]
+    assert list(point(4, 8, failed=1, requests=100).times("latency_ms")) == ["p50", "p95"]
 
 
 def test_timeline_rows_are_the_phases_in_the_order_of_sending() -> None:
