@@ -1,33 +1,40 @@
 """Starts TorchServe, the model and both apps, prints the apps' addresses, and stops everything on Ctrl-C.
 
-`make chat` runs this. A TorchServe or a model that is already there is used, and continues to run at the end.
+`make chat` runs this, and so does compose.yaml. A TorchServe or a model that is already there is used, and continues to
+run at the end.
 """
 
 import argparse
+import http.client
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
+from apps.shared.token_file import token_file
 from llama_cpp_worker.sampling_params import SamplingParams
-from torchserve_client.config import PROJECT, ServerConfig, TorchServeError
+from torchserve_client.config import PROJECT, ServerConfig, TorchServeError, config_file
 from torchserve_client.inference import InferenceClient
 from torchserve_client.management import ManagementClient
 from torchserve_client.process import start, stop
-from torchserve_client.running_server import find_server, is_listening
+from torchserve_client.running_server import find_server
 from torchserve_client.status import DEFAULT_SETTINGS
 
 APPS = {"Server": "torchserve_server_app.py", "Chat": "client_app.py"}
-HOST = "127.0.0.1"
+HOST = "127.0.0.1"  # the apps are asked here whether they answer, also if they listen at 0.0.0.0
 FIRST_APP_PORT = 8501  # Streamlit's default; the next free port is used if it is taken
 APP_START_SECONDS = 60.0
+APP_ANSWER_SECONDS = 5.0
 APP_STOP_SECONDS = 75.0  # a running experiment restores the settings first (experiments/background.py)
+OWNER_ONLY = 0o600
+TICK_SECONDS = 4.0  # a terminal that shows nothing new for 5 s looks dead
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -37,7 +44,11 @@ class StopRequested(BaseException):
 
 def main() -> int:
     """Runs until a signal arrives; returns the exit status."""
-    argparse.ArgumentParser(prog="python -m apps", description=__doc__).parse_args()
+    parser = argparse.ArgumentParser(prog="python -m apps", description=__doc__)
+    parser.add_argument("--host", default=HOST, help="address that the apps listen at (default %(default)s)")
+    parser.add_argument("--app", choices=APPS, help="start only this app beside TorchServe")
+    chosen = parser.parse_args()
+    scripts = {name: script for name, script in APPS.items() if chosen.app in (None, name)}
     for number in SIGNALS:
         signal.signal(number, _request_stop)
     try:
@@ -46,7 +57,11 @@ def main() -> int:
             running.enter_context(running_torchserve(config))
             register_model(config)
             answer = request_answer(config)
-            apps = {name: running.enter_context(running_app(name, script)) for name, script in APPS.items()}
+            with still_working("Starting the apps …"):
+                apps = {
+                    name: running.enter_context(running_app(name, script, chosen.host))
+                    for name, script in scripts.items()
+                }
             print_now(f'The model answers: "{answer}"')
             for name, (url, _) in apps.items():
                 print_now(f"{name + ' app:':12} {url}")
@@ -69,9 +84,10 @@ def running_torchserve(config: ServerConfig) -> Iterator[None]:
         start(config)  # waits until TorchServe responds
         yield
         return
-    print_now("Starting TorchServe …")
     try:
-        print_now(start(config))
+        with still_working("Starting TorchServe …"):
+            started = start(config)
+        print_now(started)
         yield
     finally:
         _ignore_signals()
@@ -84,8 +100,8 @@ def register_model(config: ServerConfig) -> None:
     management = ManagementClient(config)
     status = management.describe()
     if status is None:
-        print_now("Loading the model …")
-        management.register(DEFAULT_SETTINGS)
+        with still_working("Loading the model …"):
+            management.register(DEFAULT_SETTINGS)
         status = management.describe()
     if status is not None:
         print_now(f"The model serves with {status.settings}.")
@@ -94,19 +110,24 @@ def register_model(config: ServerConfig) -> None:
 def request_answer(config: ServerConfig) -> str:
     """Returns a short answer of the model, to check that everything up to the model works."""
     params = SamplingParams(temperature=0, max_tokens=16)
-    pieces = InferenceClient(config).chat([{"role": "user", "content": "Say hello in one sentence."}], params)
-    return "".join(piece.text for piece in pieces).strip()
+    with still_working("Asking the model a first question …"):
+        pieces = InferenceClient(config).chat([{"role": "user", "content": "Say hello in one sentence."}], params)
+        return "".join(piece.text for piece in pieces).strip()
 
 
 @contextmanager
-def running_app(name: str, script: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Starts a Streamlit app on a free port; yields its URL and process as soon as it accepts connections."""
+def running_app(name: str, script: str, host: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Starts a Streamlit app on a free port; yields its address and process as soon as it answers."""
     port = _free_port()
+    address_file = token_file(config_file().parent, port)
+    address_file.unlink(missing_ok=True)  # of an app that was killed
     command = [sys.executable, "-m", "streamlit", "run", script]
-    command += ["--server.headless=true", f"--server.address={HOST}", f"--server.port={port}"]
-    logs = PROJECT / "logs"
-    logs.mkdir(exist_ok=True)
+    command += ["--server.headless=true", f"--server.address={host}", f"--server.port={port}"]
+    logs = config_file().parent / "logs"
+    logs.mkdir(mode=0o700, exist_ok=True)
     log = logs / f"{Path(script).stem}.log"
+    log.touch(mode=OWNER_ONLY)
+    log.chmod(OWNER_ONLY)  # of an older file; the app prints its token
     with log.open("wb") as output:
         # In its own session the app gets no Ctrl-C from the terminal: this process stops things in order.
         process = subprocess.Popen(
@@ -114,11 +135,11 @@ def running_app(name: str, script: str) -> Iterator[tuple[str, subprocess.Popen[
         )
     try:
         deadline = time.monotonic() + APP_START_SECONDS
-        while not is_listening(HOST, port):
+        while not _answers(port):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise TorchServeError(f"The {name} app did not start: its reason is in {log}.")
             time.sleep(0.1)
-        yield f"http://{HOST}:{port}", process
+        yield address_file.read_text().strip() if address_file.exists() else f"http://{HOST}:{port}", process
     finally:
         _ignore_signals()
         print_now(f"Stopping the {name} app …")
@@ -138,6 +159,25 @@ def wait_for_end(apps: dict[str, subprocess.Popen[bytes]]) -> None:
         time.sleep(0.5)
 
 
+@contextmanager
+def still_working(sentence: str) -> Iterator[None]:
+    """Prints the sentence, and then every few seconds how long it takes."""
+    print_now(sentence)
+    is_over, began = threading.Event(), time.monotonic()
+
+    def tick() -> None:
+        while not is_over.wait(TICK_SECONDS):
+            print_now(f"{sentence} {time.monotonic() - began:.0f} s")
+
+    ticker = threading.Thread(target=tick, daemon=True)
+    ticker.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        ticker.join()
+
+
 def print_now(sentence: str) -> None:
     print(sentence, flush=True)
 
@@ -150,6 +190,18 @@ def _ignore_signals() -> None:
     """A second Ctrl-C during the stop would leave some processes running."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def _answers(port: int) -> bool:
+    """Whether the app answers requests, if only to ask for its token."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=APP_ANSWER_SECONDS)
+    try:
+        connection.request("GET", "/_stcore/health")
+        return connection.getresponse().status in (200, 403)
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def _free_port() -> int:

@@ -89,6 +89,7 @@ def switch_on(config: ServerConfig, policy: Policy) -> None:
 
 
 def _launch(config: ServerConfig) -> subprocess.Popen[bytes]:
+    output_file(config).touch(mode=0o600)
     with output_file(config).open("wb") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "autoscaler"],

@@ -151,7 +151,7 @@ def _down(now: Observation, why: str) -> Decision:
 
 def _load(now: Observation) -> str:
     if not now.queued:
-        return "Nobody waits"
+        return "No request waits"
     if now.queued == 1:
         return f"1 request has waited for {now.oldest_wait_seconds:.0f} s"
     return f"{now.queued} requests wait, the first for {now.oldest_wait_seconds:.0f} s"

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from autoscaler import control
-from autoscaler.control import autoscaler_pid, is_on, switch_off, switch_on
+from autoscaler.control import autoscaler_pid, is_on, output_file, switch_off, switch_on
 from autoscaler.policy import Policy
 from autoscaler.state_files import AutoscalerReport, LogEntry, read_policy, read_report, write_policy
 from experiments.restore import experiment_lock
@@ -168,6 +168,12 @@ def test_autoscaler_outlives_the_program_that_switched_it_on(config: ServerConfi
     wait_until(lambda: (now := read_report(config)) and now.at > report.at, WAIT_SECONDS, "a later report")
     assert autoscaler_pid(config) == report.pid
     assert autoscalers(config) == [report.pid]
+
+
+def test_log_is_for_its_owner_only(config: ServerConfig) -> None:
+    output_file(config).unlink(missing_ok=True)
+    switch_on(config, POLICY)
+    assert output_file(config).stat().st_mode & 0o777 == 0o600
 
 
 def test_new_minimum_and_maximum_are_followed_at_once(config: ServerConfig) -> None:

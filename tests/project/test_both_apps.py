@@ -77,13 +77,15 @@ def test_two_questions_build_a_conversation_and_clear_empties_it(
         prompt_tokens.append(engine_metrics(server)["llamacpp_prompt_tokens_total"] - before)
     assert prompt_tokens[1] > prompt_tokens[0] + 24, "the second prompt must hold the first question and its answer"
 
+    page.get_by_role("tab", name="Settings").click()
     page.get_by_role("button", name="Clear Chat History").click()
     expect(page.get_by_test_id("stChatMessage")).to_have_count(1)
     expect(page.get_by_text("How may I assist you today?")).to_be_visible()
 
 
 def test_a_raw_prompt_is_shown_with_its_completion(browser: Browser, client_url: str) -> None:
-    page = open_page(browser, f"{client_url}/?max_tokens=24&temperature=0.01&prompt_format=raw")
+    page = open_page(browser, f"{client_url}/?max_tokens=24&temperature=0.01&sidebar=Settings")
+    page.get_by_text("raw", exact=True).click()
     send(page, "Question: What is the closest star to Earth ? Answer:")
     assert re.search(r"Question: What is the closest star to Earth \? Answer:\s*\w", wait_for_answer(page, 1))
 
