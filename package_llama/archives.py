@@ -9,14 +9,16 @@ from pathlib import Path
 
 from package_llama.arguments import DEFAULT_VERSION
 from package_llama.console import report
-from package_llama.disk import staging_folder
+from package_llama.disk import require_space, staging_folder
 from package_llama.paths import MODEL_STORE, PROJECT
 from package_llama.subprocesses import run
 
+ARCHIVES_BYTES = 5_000_000  # both, and the files in them
 MODEL_NAME = "llamacpp"  # the model's name in TorchServe; all versions have it
 CONFIG = "model-config.yaml"
 HANDLER = "llama_cpp_handler.py"
 WORKER_PACKAGE = "llama_cpp_worker"  # a folder of this name in the archive, beside the handler
+TORCH = "torch_stand_in.py"  # of WORKER_PACKAGE; torch.py in the archive
 
 
 def archive_names(version: str) -> tuple[str, str]:
@@ -28,10 +30,12 @@ def archive_names(version: str) -> tuple[str, str]:
 def pack(gguf: Path, version: str) -> None:
     """Makes both archives for `gguf`, then replaces earlier archives of this version."""
     continuous, dynamic = archive_names(version)
+    require_space("Packing", MODEL_STORE, ARCHIVES_BYTES)
     with staging_folder(MODEL_STORE) as folder:
         extra_files = folder / "extra-files"
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(PROJECT / WORKER_PACKAGE, extra_files / WORKER_PACKAGE, ignore=ignored)
+        (extra_files / WORKER_PACKAGE / TORCH).rename(extra_files / "torch.py")
         for name in (continuous, dynamic):
             (folder / name).mkdir()
             write_config(folder / name / CONFIG, gguf, is_dynamic=name == dynamic)

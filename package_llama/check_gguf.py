@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import llama_cpp
 import numpy as np
 import psutil
-from gguf import GGUFReader
+from gguf import ReaderTensor
 
-from package_llama.gguf_header import InvalidGguf, read_head
+from package_llama.gguf_header import InvalidGguf, read_head, read_tensors, value
 from package_llama.llama_log import ERROR, llama_log
 from package_llama.weight_types import QUANTIZATIONS
 
@@ -43,9 +43,12 @@ class Perplexity(NamedTuple):
 
 def check(made: Path, source: Path, quantization: str) -> str:
     """Returns the line that describes a good file. Raises CheckFailed and InvalidGguf."""
-    head, text = read_head(made), TEXT.read_bytes()
-    _compare_heads(head, read_head(source), quantization)
-    result = measure_perplexity(made, text, _tokens_to_evaluate(head), checks_weights=True)
+    text, tensors = TEXT.read_bytes(), read_tensors(made)
+    expected_type, file_type = QUANTIZATIONS[quantization].file_type, value(read_head(made), "general.file_type")
+    if file_type != expected_type:
+        raise CheckFailed(f"its type is {file_type}, not {expected_type}")
+    _compare_tensors(tensors, read_tensors(source), quantization)
+    result = measure_perplexity(made, text, _tokens_to_evaluate(tensors), checks_weights=True)
     expected = result  # type F16 is its own source
     if not made.samefile(source):
         expected = measure_perplexity(source, text, result.n_tokens, checks_weights=False)
@@ -60,23 +63,19 @@ def check(made: Path, source: Path, quantization: str) -> str:
     return f"{line}; not compared, both guess among {result.n_vocab:,} tokens" if is_guessing else line
 
 
-def _compare_heads(made: GGUFReader, source: GGUFReader, quantization: str) -> None:
-    expected, field = QUANTIZATIONS[quantization], made.get_field("general.file_type")
-    file_type = field.contents() if field else None
-    if file_type != expected.file_type:
-        raise CheckFailed(f"its type is {file_type}, not {expected.file_type}")
-    shapes = [{tensor.name: tuple(tensor.shape.tolist()) for tensor in head.tensors} for head in (made, source)]
+def _compare_tensors(made: list[ReaderTensor], source: list[ReaderTensor], quantization: str) -> None:
+    shapes = [{tensor.name: tuple(tensor.shape.tolist()) for tensor in tensors} for tensors in (made, source)]
     if shapes[0] != shapes[1]:
         missing = len(shapes[1].items() - shapes[0].items())
-        raise CheckFailed(f"{missing} of {len(source.tensors)} tensors are missing or have another shape")
-    source_types = {tensor.name: tensor.tensor_type for tensor in source.tensors}
-    for tensor in made.tensors:
-        if tensor.tensor_type not in {*expected.tensor_types, source_types[tensor.name]}:
+        raise CheckFailed(f"{missing} of {len(source)} tensors are missing or have another shape")
+    source_types = {tensor.name: tensor.tensor_type for tensor in source}
+    for tensor in made:
+        if tensor.tensor_type not in {*QUANTIZATIONS[quantization].tensor_types, source_types[tensor.name]}:
             raise CheckFailed(f"{tensor.name} is {tensor.tensor_type.name}, which is not part of {quantization}")
 
 
-def _tokens_to_evaluate(head: GGUFReader) -> int:
-    n_weights = sum(int(tensor.n_elements) for tensor in head.tensors)
+def _tokens_to_evaluate(tensors: list[ReaderTensor]) -> int:
+    n_weights = sum(int(tensor.n_elements) for tensor in tensors)
     return int(min(max(MAX_OPERATIONS / (2 * n_weights), MIN_TOKENS), MAX_TOKENS))
 
 

@@ -4,6 +4,7 @@ The converter is taken from llama-cpp-python's source archive, so that its versi
 """
 
 import hashlib
+import importlib.util
 import os
 import sys
 import tarfile
@@ -13,8 +14,10 @@ from package_llama.console import report
 from package_llama.disk import staging_folder
 from package_llama.paths import CACHE, PROJECT
 from package_llama.subprocesses import run, run_pip
+from package_llama.torch_build import pip_arguments
 
 DOWNLOAD_BYTES = 700_000_000  # the source archive, and the packages of package_llama/requirements.txt
+TORCH_BYTES = 800_000_000
 SCRIPT = "convert_hf_to_gguf.py"
 CONVERTER_FILES = (SCRIPT, "conversion/", "gguf-py/")  # the beginnings of their paths
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
@@ -22,7 +25,9 @@ REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 
 def download_bytes(version: str) -> int:
     """The disk space that the download needs; 0 if the converter is there already."""
-    return 0 if converter_folder(version).is_dir() and packages_folder().is_dir() else DOWNLOAD_BYTES
+    if converter_folder(version).is_dir() and packages_folder().is_dir():
+        return 0
+    return DOWNLOAD_BYTES + (0 if _environment_has_torch() else TORCH_BYTES)
 
 
 def convert(snapshot: Path, f16: Path, version: str) -> None:
@@ -49,9 +54,17 @@ def converter_folder(version: str) -> Path:
 
 
 def packages_folder() -> Path:
-    """Contains the packages that the converter imports after the download. It belongs on the converter's PYTHONPATH."""
+    """Contains the packages that the converter imports after the download. It belongs on the converter's PYTHONPATH.
+
+    torch is among them unless the environment has it.
+    """
     digest = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:8]
-    return CACHE / f"converter-packages-{sys.implementation.cache_tag}-{digest}"
+    torch = "" if _environment_has_torch() else "-torch"
+    return CACHE / f"converter-packages-{sys.implementation.cache_tag}-{digest}{torch}"
+
+
+def _environment_has_torch() -> bool:
+    return importlib.util.find_spec("torch") is not None
 
 
 def _download(version: str) -> None:
@@ -68,9 +81,11 @@ def _download(version: str) -> None:
             _unpack(next(folder.glob("*.tar.gz")), folder / "converter")
             (folder / "converter").rename(converter)
         if not packages.is_dir():
+            torch = [] if _environment_has_torch() else pip_arguments()
             run_pip(
                 "Downloading the packages that the converter imports (once)",
                 *("install", "--quiet", "--target", str(folder / "packages"), "--requirement", str(REQUIREMENTS)),
+                *torch,
                 written_folder=folder,
             )
             (folder / "packages").rename(packages)

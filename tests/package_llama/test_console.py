@@ -2,9 +2,11 @@
 
 import io
 import sys
+import time
 
 import pytest
 
+from package_llama import console
 from package_llama.console import progress_bar
 
 
@@ -37,3 +39,17 @@ def test_a_step_without_progress_shows_no_bar(monkeypatch: pytest.MonkeyPatch) -
     with progress_bar("Writing"):
         pass
     assert terminal.getvalue() == ""
+
+
+def test_a_step_without_progress_says_that_it_works(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "LOG_SECONDS", 0.05)
+    with console.still_working("Packing"):
+        time.sleep(0.3)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) >= 2 and set(lines) == {"Packing: 0 s"}
+
+
+def test_nothing_is_silent_for_five_seconds() -> None:
+    assert console.LOG_SECONDS < 5

@@ -4,6 +4,7 @@ test_failures.py has its failures and interruptions, test_real_model.py runs it 
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,8 +17,8 @@ from package_llama.gguf_source import _model_name
 from tests.support.packaged_project import (
     ARCHIVES,
     BASH,
-    EMPTY_GGUF,
     PROJECT,
+    SMALL_GGUF,
     WAYS,
     Project,
     write_executable,
@@ -69,7 +70,7 @@ def test_a_snapshot_becomes_a_gguf_and_two_archives(project: Project, snapshot: 
 
 
 def test_an_archive_has_the_handler_its_whole_package_and_the_settings(project: Project, tmp_path: Path) -> None:
-    (tmp_path / "my.gguf").write_bytes(EMPTY_GGUF)
+    (tmp_path / "my.gguf").write_bytes(SMALL_GGUF)
     assert project.run(BASH, tmp_path / "my.gguf").status == 0
     for archive in ARCHIVES:
         assert project.members(archive) == {
@@ -77,6 +78,7 @@ def test_an_archive_has_the_handler_its_whole_package_and_the_settings(project: 
             "llama_cpp_worker/engine.py",
             "llama_cpp_worker/parts/a.txt",
             "model-config.yaml",
+            "torch.py",
             "MAR-INF/MANIFEST.json",
         }
 
@@ -155,7 +157,7 @@ def test_a_snapshot_in_pytorch_shards_is_accepted(project: Project, snapshot: Pa
 
 
 def test_a_gguf_file_is_used_where_it_is(project: Project, tmp_path: Path) -> None:
-    (tmp_path / "my model.gguf").write_bytes(EMPTY_GGUF)
+    (tmp_path / "my model.gguf").write_bytes(SMALL_GGUF)
     outcome = project.run(BASH, "my model.gguf")  # relative to the caller's folder
     assert outcome.status == 0, outcome
     assert project.config()["handler"]["model_path"] == str(tmp_path / "my model.gguf")
@@ -164,14 +166,58 @@ def test_a_gguf_file_is_used_where_it_is(project: Project, tmp_path: Path) -> No
 
 def test_a_gguf_file_is_requantized_if_a_type_is_given(project: Project, tmp_path: Path) -> None:
     source = tmp_path / "my model-f16.gguf"
-    source.write_bytes(EMPTY_GGUF)
+    source.write_bytes(SMALL_GGUF)
     assert project.run(BASH, source, "--quantization", "q4_0").status == 0
-    assert (project.root / "models" / "my model-Q4_0.gguf").read_bytes() == EMPTY_GGUF + b"Q4_0"
-    assert source.read_bytes() == EMPTY_GGUF
+    assert (project.root / "models" / "my model-Q4_0.gguf").read_bytes() == SMALL_GGUF + b"Q4_0"
+    assert source.read_bytes() == SMALL_GGUF
+
+
+def test_two_folders_of_the_same_name_have_two_ggufs_and_each_run_finds_its_own(
+    project: Project, snapshot: Path, tmp_path: Path
+) -> None:
+    folders = [tmp_path / run / "final" for run in ("run-a", "run-b")]
+    for folder in folders:
+        shutil.copytree(snapshot, folder)
+        (folder / "generation_config.json").write_text(json.dumps({"made_by": folder.parent.name}))
+    assert project.run(BASH, folders[0]).status == 0
+    first = project.config()["handler"]["model_path"]
+    content = Path(first).read_bytes()
+
+    outcome = project.run(BASH, folders[1], "--version", "1.1")
+
+    second = project.config("llamacpp-1.1.tar.gz")["handler"]["model_path"]
+    assert Path(first).read_bytes() == content and first.endswith("/models/final-Q4_K_M.gguf")
+    assert re.fullmatch(r".*/models/final-[0-9a-f]{8}-Q4_K_M\.gguf", second)
+    assert f"{first} stays as it is: it was made from {folders[0]}. This model becomes" in outcome.stdout
+    moved = folders[1].parent.rename(tmp_path / "run-c") / "final"
+    for folder, gguf in ((folders[0], first), (moved, second)):
+        assert project.run(BASH, folder, "false", FAKE_FAILS="converting").status == 0
+        assert project.config()["handler"]["model_path"] == gguf
+    assert project.run(BASH, moved, "--replace").status == 0
+    assert project.config()["handler"]["model_path"] == first and Path(first).read_bytes() != content
+
+
+def test_a_folder_with_any_name_can_be_packaged(project: Project, snapshot: Path, tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path) + b"/-" + b"x" * 200 + b"\xff\n"
+    snapshot.rename(os.fsdecode(folder))
+    outcome = subprocess.run(
+        [*map(os.fsencode, project.command(BASH)), folder], env=project.environment, capture_output=True, timeout=60
+    )
+    assert outcome.returncode == 0, outcome
+    (name,) = project.ggufs()
+    assert name == f"-{'x' * 149}-Q4_K_M.gguf"
 
 
 @pytest.mark.parametrize(
-    "file_name", ["my-model.gguf", "my-model-f16.gguf", "my-model.Q8_0.gguf", "my-model-IQ4_XS.gguf"]
+    "file_name",
+    [
+        "my-model.gguf",
+        "my-model-f16.gguf",
+        "my-model.Q8_0.gguf",
+        "my-model-IQ4_XS.gguf",
+        "my-model.GGUF",
+        "my-model-Q8_0-00001-of-00003.gguf",
+    ],
 )
 def test_a_models_name_has_no_type(file_name: str) -> None:
     assert _model_name(file_name) == "my-model"
@@ -226,7 +272,7 @@ def test_runs_at_the_same_time_wait_for_each_other(project: Project, snapshot: P
 
 
 def test_another_version_is_packed_beside_the_first(project: Project, snapshot: Path, tmp_path: Path) -> None:
-    (tmp_path / "newer.gguf").write_bytes(EMPTY_GGUF)
+    (tmp_path / "newer.gguf").write_bytes(SMALL_GGUF)
     assert project.run(BASH, snapshot).status == 0
     first = project.archives()
 

@@ -89,7 +89,7 @@ def write_llama_2_tokenizer(folder: Path) -> None:
     from sentencepiece import sentencepiece_model_pb2
 
     vocabulary = read_vocabulary("llama-spm")
-    model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    model = sentencepiece_model_pb2.ModelProto()
     for text, score, kind in zip(vocabulary["tokens"], vocabulary["scores"], vocabulary["token_type"], strict=True):
         model.pieces.add(piece=text, score=score, type=kind)  # GGUF has SentencePiece's numbers for the types
     model.trainer_spec.model_type = model.trainer_spec.BPE

@@ -21,7 +21,15 @@ from package_llama.disk import UNFINISHED
 
 PROJECT = Path(__file__).resolve().parents[2]
 SCRIPTS = ("package_llama.sh", "model-config.yaml")
-EMPTY_GGUF = b"GGUF" + struct.pack("<IQQ", 3, 0, 0)  # version 3, no tensors, no metadata
+SMALL_GGUF = (  # version 3, a tensor of one number, no metadata
+    b"GGUF"
+    + struct.pack("<IQQQ", 3, 1, 0, 1)
+    + b"w"
+    + struct.pack("<IQIQ", 1, 1, 0, 0)
+    + bytes(7)
+    + struct.pack("<f", 1)
+)
+EMPTY_SAFETENSORS = struct.pack("<Q", 2) + b"{}"
 ARCHIVES = ("llamacpp.tar.gz", "llamacpp-dynamic.tar.gz")
 
 needs_zsh = pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is missing: apt-get install zsh")
@@ -63,7 +71,7 @@ def reach(step):
 """
 FAKE_CONVERTER = f"""{FAKE_STEP}
 with open(sys.argv[sys.argv.index("--outfile") + 1], "wb") as file:
-    file.write({EMPTY_GGUF!r})
+    file.write({SMALL_GGUF!r})
     file.flush()
     reach("converting")
     file.write(os.fsencode(sys.argv[1]))
@@ -83,6 +91,11 @@ reach("checking")
 if "FAKE_CHECK_FAILS" in os.environ:
     sys.exit("its perplexity is 812.00 times that of f16.gguf, and the limit is 1.3")
 print("Checked:", sys.argv[3])
+"""
+FAKE_PROBE = """
+import os, sys
+if "FAKE_PROBE_FAILS" in os.environ:
+    sys.exit("unknown model architecture: 'llama9'")
 """
 FAKE_ARCHIVER = f"""{FAKE_STEP}
 (folder,) = (word.partition("=")[2] for word in sys.argv if word.startswith("--export-path="))

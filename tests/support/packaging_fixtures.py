@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from package_llama.archives import HANDLER, WORKER_PACKAGE
+from package_llama.archives import HANDLER, TORCH, WORKER_PACKAGE
 from tests.support.packaged_project import (
+    EMPTY_SAFETENSORS,
     FAKE_CHECK,
     FAKE_CONVERTER,
+    FAKE_PROBE,
     FAKE_QUANTIZER,
     FAKES,
     PROJECT,
@@ -26,9 +28,11 @@ from tests.support.packaged_project import (
 def project(tmp_path: Path) -> Project:
     """The scripts with fake tools, in a folder whose name has special characters of shells and of the archiver."""
     root = copy_scripts(tmp_path / """it's "here"{0} $HOME, *? [x]""")
-    write_tree(root, dict.fromkeys((HANDLER, f"{WORKER_PACKAGE}/engine.py", f"{WORKER_PACKAGE}/parts/a.txt"), "#\n"))
+    worker_files = [f"{WORKER_PACKAGE}/{name}" for name in ("engine.py", "parts/a.txt", TORCH)]
+    write_tree(root, dict.fromkeys((HANDLER, *worker_files), "#\n"))
     write_tree(root, {f"{WORKER_PACKAGE}/__pycache__/engine.cpython-311.pyc": "stale"})
-    write_tree(root, {"package_llama/quantize.py": FAKE_QUANTIZER, "package_llama/check_gguf.py": FAKE_CHECK})
+    fakes = {"quantize": FAKE_QUANTIZER, "check_gguf": FAKE_CHECK, "probe_gguf": FAKE_PROBE}
+    write_tree(root, {f"package_llama/{name}.py": text for name, text in fakes.items()})
     write_tree(tmp_path / "fakes", FAKES)
     tools, environment = tmp_path / "tools", tmp_path / "venv"
     tools.mkdir()
@@ -57,7 +61,7 @@ def snapshot(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "torch_dtype": "float16"}))
     (folder / "tokenizer.model").write_bytes(b"tokens")
-    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "model.safetensors").write_bytes(EMPTY_SAFETENSORS)
     return folder
 
 
