@@ -68,6 +68,7 @@ def make_server(app: Starlette) -> uvicorn.Server:
             app,
             http="h11",  # strict; uvicorn would take httptools where it is installed
             ws="none",
+            log_config=None,  # uvicorn's would close the handlers of the program that it runs in
             log_level="warning",
             access_log=False,
             proxy_headers=False,

@@ -1,4 +1,4 @@
-"""The front as an ASGI application: checks a request, sends it to TorchServe, and passes the answer on as it comes."""
+"""The front as an ASGI application: checks a request, sends it upstream, and passes the answer on as it comes."""
 
 import json
 from asyncio import CancelledError, create_task
@@ -17,7 +17,8 @@ from starlette.types import Receive, Scope, Send
 
 from front.body import read_body
 from front.errors import WITHOUT_V1, ApiError, api_path, error_response, invalid_key
-from front.torchserve import TorchServe, cut
+from front.torchserve import KEY_COMMAND, cut
+from front.upstream import SESSION_HEADER, Upstream
 from front.web_pages import KnownHosts, KnownOrigins
 from torchserve_client.http import refusal
 
@@ -27,21 +28,24 @@ ERROR_OBJECTS = (b'{"error"', b'{"type": "error"')  # how OpenAI's and Anthropic
 class Relay:
     """The endpoint of all paths of the API. Neither parses nor changes a stream."""
 
-    def __init__(self, torchserve: TorchServe) -> None:
-        self._torchserve = torchserve
+    def __init__(self, upstream: Upstream) -> None:
+        self._upstream = upstream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises ApiError before an answer has begun. A client that disconnects cancels its request at any time."""
         request, path = Request(scope, receive), api_path(scope)
-        await self._check(request, path)
+        await check_key(self._upstream, request)
+        if not (path.isascii() and path.isprintable() and path == path.strip()):  # the path becomes a header
+            raise HTTPException(404)
         try:
-            body = await read_body(request, self._torchserve.max_body_bytes) if request.method == "POST" else None
+            body = await read_body(request, self._upstream.max_body_bytes) if request.method == "POST" else None
         except ClientDisconnect:
             return
         with CancelScope() as cancel_scope:
             listener = create_task(_cancel_at_disconnect(receive, cancel_scope))
             try:
-                async with self._torchserve.answer(path, body) as answer:
+                session = request.headers.get(SESSION_HEADER, "")
+                async with self._upstream.answer(path, body, session) as answer:
                     if answer.headers.get("content-type", "").startswith("text/event-stream"):
                         return await _pass_on(answer, path, send)
                     await answer.aread()
@@ -53,16 +57,16 @@ class Relay:
             finally:
                 listener.cancel()
 
-    async def _check(self, request: Request, path: str) -> None:
-        headers = request.headers
-        if "content-length" in headers and "transfer-encoding" in headers:  # a proxy may have read another body
-            raise ApiError(400, "Send either Content-Length or Transfer-Encoding, not both.")
-        scheme, _, bearer = headers.get("authorization", "").partition(" ")
-        keys = [bearer.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", "")]
-        if not await self._torchserve.accepts(keys):
-            raise invalid_key()
-        if not (path.isascii() and path.isprintable() and path == path.strip()):  # the path becomes a header
-            raise HTTPException(404)
+
+async def check_key(upstream: Upstream, request: Request) -> None:
+    """Raises ApiError unless the request has the key, as OpenAI's or as Anthropic's clients send it."""
+    headers = request.headers
+    if "content-length" in headers and "transfer-encoding" in headers:  # a proxy may have read another body
+        raise ApiError(400, "Send either Content-Length or Transfer-Encoding, not both.")
+    scheme, _, bearer = headers.get("authorization", "").partition(" ")
+    keys = [bearer.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", "")]
+    if not await upstream.accepts(keys):
+        raise invalid_key(upstream.key_command)
 
 
 async def _cancel_at_disconnect(receive: Receive, cancel_scope: CancelScope) -> None:
@@ -93,7 +97,7 @@ def _whole(answer: httpx.Response) -> Response:
     if status >= 400 and not is_error_object:
         refused = refusal(status, answer.content)
         if refused.type == "InvalidKeyException":
-            raise invalid_key()
+            raise invalid_key(KEY_COMMAND)
         raise ApiError(status, str(refused), "model_not_found" if status == 404 else None)
     # A model that fails after TorchServe has sent its status answers 200 with an error object.
     return Response(answer.content, 500 if status == 200 and is_error_object else status, _headers(answer))
@@ -103,20 +107,20 @@ def _headers(answer: httpx.Response) -> dict[str, str]:
     return {name: answer.headers[name] for name in ("content-type", "x-request-id") if name in answer.headers}
 
 
-def make_app(torchserve: TorchServe, hosts: Sequence[str], origins: Sequence[str]) -> Starlette:
+def make_app(upstream: Upstream, hosts: Sequence[str], origins: Sequence[str]) -> Starlette:
     """hosts: the names by which clients reach the front. origins: those of web pages that may use it."""
 
     async def health(_: Request) -> Response:
-        if problem := await torchserve.problem():
+        if problem := await upstream.problem():
             raise ApiError(503, problem)
         return JSONResponse({"status": "ok"})
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
-        await torchserve.close()
+        await upstream.close()
 
-    endpoint = Relay(torchserve)
+    endpoint = Relay(upstream)
     paths = ("/v1/{path:path}", *(f"/{path}" for path in WITHOUT_V1))
     known_origins = Middleware(
         KnownOrigins,

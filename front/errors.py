@@ -26,9 +26,10 @@ class ApiError(HTTPException):
         return {"error": {"message": self.detail, "type": kind, "param": None, "code": self.code}}
 
 
-def invalid_key() -> ApiError:
+def invalid_key(command: str) -> ApiError:
+    """command: prints the key."""
     sentence = "The key is missing or wrong: send Authorization: Bearer KEY."
-    return ApiError(401, f"{sentence} `.venv/bin/python -m torchserve_client.keys` prints KEY.", "invalid_api_key")
+    return ApiError(401, f"{sentence} `{command}` prints KEY.", "invalid_api_key")
 
 
 async def error_response(request: Request, error: Exception) -> Response:

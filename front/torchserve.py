@@ -18,17 +18,19 @@ from torchserve_client.status import StatusClient
 CONNECT_SECONDS = 3.0  # the only timeout: the queue and a long prefill take minutes, and a hang-up ends a request
 HEALTH_SECONDS = 1.0  # how long an answer about the health is used again
 TORCHSERVE_MAX_BYTES = 6_553_500  # its own default of max_request_size
+KEY_COMMAND = ".venv/bin/python -m torchserve_client.keys"
 
 
 class TorchServe:
-    """One TorchServe and the default version of its model. Belongs to one event loop."""
+    """One TorchServe and the default version of its model, as an Upstream. Belongs to one event loop."""
+
+    key_command = KEY_COMMAND
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._keys = Keys(config, "inference")
         self._key: str | None = None  # as the key file had it last
-        found = re.search(r"^max_request_size=(\d+)", config.path.read_text(encoding="utf-8"), re.MULTILINE)
-        self.max_body_bytes = int(found[1]) if found else TORCHSERVE_MAX_BYTES
+        self.max_body_bytes = max_body_bytes(config)
         self._status = StatusClient(config)
         self._health = ""
         self._health_lock, self._health_expires = Lock(), 0.0
@@ -46,13 +48,17 @@ class TorchServe:
         """
         if not self._config.needs_token or self._is_known(keys):
             return True
+        await self.read_key()
+        return self._is_known(keys)
+
+    async def read_key(self) -> None:
+        """The key that answer() sends, as the key file has it now. Raises ApiError if it cannot be read."""
         try:
             self._key = await to_thread.run_sync(self._keys.current)
         except ServerUnreachable as error:
             raise ApiError(503, torchserve_unreachable(self._config.inference_url)) from error
         except TorchServeError as error:
             raise ApiError(503, str(error)) from error
-        return self._is_known(keys)
 
     def _is_known(self, keys: Iterable[str]) -> bool:
         known = self._key
@@ -71,8 +77,12 @@ class TorchServe:
             return self._health
 
     @asynccontextmanager
-    async def answer(self, path: str, body: tuple[bytes, str] | None) -> AsyncIterator[httpx.Response]:
+    async def answer(
+        self, path: str, body: tuple[bytes, str] | None, session: str = ""
+    ) -> AsyncIterator[httpx.Response]:
         """The answer to a POST of the body with its content type, or to a GET, as soon as its status is there.
+
+        session: not used, because one TorchServe answers all conversations.
 
         Raises ApiError. The request has new headers only. The end of the context disconnects if the answer is not
         complete, and TorchServe then cancels the request.
@@ -90,6 +100,12 @@ class TorchServe:
             raise ApiError(503, torchserve_unreachable(url)) from error
         except httpx.HTTPError as error:
             raise cut() from error
+
+
+def max_body_bytes(config: ServerConfig) -> int:
+    """The largest body that TorchServe accepts."""
+    found = re.search(r"^max_request_size=(\d+)", config.path.read_text(encoding="utf-8"), re.MULTILINE)
+    return int(found[1]) if found else TORCHSERVE_MAX_BYTES
 
 
 def cut() -> ApiError:
