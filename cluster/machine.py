@@ -1,0 +1,62 @@
+"""Makes this machine a part of a cluster, and starts its Ray again when that ends. Ctrl-C takes the machine away.
+
+    python -m cluster.machine                       on the first machine, the head
+    python -m cluster.machine --address HEAD:6379   on each other one
+
+All machines need the same version of this project, and the head's file .cluster/ray_token (docs/scaling.md).
+"""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from cluster.environment import TOKEN_FILE, prepare, ray_environment
+from torchserve_client.config import PROJECT, ServerConfig
+
+HEAD_PORT = 6379  # Ray's own
+OBJECT_STORE_BYTES = 78_643_200  # Ray's least; only pieces of answers pass through it
+RESTART_SECONDS = 2.0
+
+
+def main() -> int:
+    """Runs until a signal arrives; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cluster.machine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--address", metavar="HEAD:6379", help="of the head; without it, this machine is the head")
+    parser.add_argument("--ip", help="this machine's address in the cluster (default: Ray's choice)")
+    parser.add_argument("--name", default=socket.gethostname(), help="of this node (default %(default)s)")
+    chosen = parser.parse_args()
+    home = ServerConfig.load().home / ".cluster"
+    if chosen.address and not (home / TOKEN_FILE).exists():
+        print(f"Copy the head's {TOKEN_FILE} to {home / TOKEN_FILE} first: every connection needs it.", file=sys.stderr)
+        return 1
+    prepare(home)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    environment = os.environ | ray_environment(home) | {"PYTHONPATH": str(PROJECT)}
+    try:
+        while True:
+            subprocess.run(ray_command(chosen.address, chosen.ip, chosen.name), env=environment, check=False)
+            print(f"Ray has ended on {chosen.name} and is started again.", flush=True)
+            time.sleep(RESTART_SECONDS)
+    except KeyboardInterrupt:
+        return 0
+
+
+def ray_command(address: str | None, ip: str | None, name: str) -> list[str]:
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
+    command += ["--node-name", name, "--object-store-memory", str(OBJECT_STORE_BYTES)]
+    if ip:
+        command += ["--node-ip-address", ip]
+    if address:
+        return [*command, "--address", address]
+    return [*command, "--head", "--port", str(HEAD_PORT), "--include-dashboard", "false"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

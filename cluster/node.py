@@ -1,0 +1,126 @@
+"""A node of the cluster: owns one TorchServe on its machine and passes its answers on.
+
+A replica lives exactly as long as its TorchServe and that server's worker: when one of them ends, the replica ends as
+well. So Ray Serve routes around the node within a moment, and starts another replica, which finds or starts TorchServe.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Any
+
+import psutil
+import ray
+
+from cluster.listening import listen_at_own_address
+from cluster.messages import Cut, Head
+from cluster.model_archive import ModelArchive
+from cluster.node_facts import N_SNAPSHOTS, NodeFacts
+from cluster.torchserve_home import node_home, prepare_home
+from cluster.watch import OWNER_LOCK, start_watching
+from front.errors import ApiError
+from front.torchserve import TorchServe
+from torchserve_client.config import ServerConfig, TorchServeError
+from torchserve_client.file_lock import file_lock
+from torchserve_client.management import ManagementClient
+from torchserve_client.metrics import MetricsSnapshot, scrape
+from torchserve_client.process import start, stop
+from torchserve_client.running_server import find_server, worker_processes
+from torchserve_client.status import ServingSettings
+
+OWNER_SECONDS = 60.0  # until the replica before this one has ended
+CHECK_SECONDS = 0.25
+
+
+class Node:
+    """The deployment. One replica runs on each machine. Raises TorchServeError if it cannot serve.
+
+    folder: has a folder for the TorchServe of each node on this machine.
+    """
+
+    def __init__(self, archive: ModelArchive, settings: ServingSettings, folder: str) -> None:
+        listen_at_own_address()
+        self._name, self._settings = node_name(), settings
+        self._config = prepare_home(node_home(folder, self._name))
+        self._lifetime = contextlib.ExitStack()
+        self._lifetime.enter_context(file_lock(self._config.home / OWNER_LOCK, OWNER_SECONDS))
+        archive.install(self._config)
+        start_watching(self._config)
+        start(self._config)
+        _serve(self._config, settings)
+        self._snapshots: deque[MetricsSnapshot] = deque(maxlen=N_SNAPSHOTS)
+        self._torchserve: TorchServe | None = None
+        server = find_server(self._config)
+        self._processes = [server, *worker_processes(self._config, server)] if server else []
+
+    async def answer(self, path: str, body: tuple[bytes, str] | None) -> AsyncIterator[Head | bytes]:
+        """A Head, and then the pieces of TorchServe's answer as they come. Raises Cut if TorchServe does not answer.
+
+        Closing the generator disconnects from TorchServe, which frees the slot.
+        """
+        try:
+            torchserve = await self._client()
+            async with torchserve.answer(path, body) as answer:
+                if answer.status_code >= 500:
+                    self._end_if_broken()
+                yield Head(answer.status_code, dict(answer.headers))
+                async for piece in answer.aiter_raw():
+                    yield piece
+        except ApiError as error:  # TorchServe does not answer, or has ended
+            self._end_if_broken()
+            raise Cut from error
+
+    async def _client(self) -> TorchServe:
+        """Belongs to the event loop of the requests, so it is made there. Its key lasts as long as its TorchServe."""
+        if self._torchserve is None:
+            torchserve = TorchServe(self._config)
+            await torchserve.read_key()
+            self._torchserve = torchserve
+            self._guard = asyncio.create_task(self._end_with_torchserve())
+        return self._torchserve
+
+    async def _end_with_torchserve(self) -> None:
+        while True:
+            self._end_if_broken()
+            await asyncio.sleep(CHECK_SECONDS)
+
+    def _end_if_broken(self) -> None:
+        """Ends the replica, so that its other requests are known to be cut, and new ones go elsewhere at once."""
+        if not all(map(_runs, self._processes)):
+            os._exit(1)
+
+    async def record_routing_stats(self) -> dict[str, Any]:
+        """Ray Serve asks for it regularly and sends it to the entry: what the node does."""
+        with contextlib.suppress(TorchServeError, ApiError):  # it has just ended
+            await self._client()
+            self._snapshots.append(await asyncio.to_thread(scrape, self._config))
+        return NodeFacts.of(self._name, self._settings.batch_size, tuple(self._snapshots)).to_dict()
+
+    def __del__(self) -> None:
+        """Ray Serve calls it when the node is no longer needed and its requests have finished."""
+        stop(self._config)
+
+
+def _runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def node_name() -> str:
+    here = ray.get_runtime_context().get_node_id()
+    return next(str(node["NodeName"]) for node in ray.nodes() if node["NodeID"] == here)
+
+
+def _serve(config: ServerConfig, settings: ServingSettings) -> None:
+    """Registers the model, unless the TorchServe of the replica before this one serves it already."""
+    management = ManagementClient(config)
+    status = management.describe()
+    if status and (status.settings != settings or status.phase == "failed"):
+        management.unregister()
+        status = None
+    if status is None:
+        management.register(settings)
+    management.await_ready(settings)
