@@ -3,8 +3,9 @@
 import statistics
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from benchmarks.figures import Figures, checked, first_token_figures, first_token_ms, load_figures, prefixed
 from benchmarks.workloads import SYSTEM_MESSAGE, body, text
@@ -23,11 +24,11 @@ class Conversation:
         self.messages: list[dict[str, str]] = [SYSTEM_MESSAGE]
         self.samples: list[Sample] = []
 
-    def send_turn(self, target: Target, tokens: int) -> Sample:
-        """Sends the next question, with about `tokens` tokens. Raises WorkloadFailed."""
+    def send_turn(self, target: Target, tokens: int, **fields: Any) -> Sample:
+        """Sends the next question, with about `tokens` tokens. fields: of the request. Raises WorkloadFailed."""
         turn = len(self.samples)
         self.messages = [*self.messages, {"role": "user", "content": text(tokens, *self.seed, turn)}]
-        (sample,) = checked(run_load(target, [body(self.messages, turn)], clients=1).samples)
+        (sample,) = checked(run_load(target, [body(self.messages, turn) | fields], clients=1).samples)
         self.messages = [*self.messages, {"role": "assistant", "content": sample.text}]
         self.samples.append(sample)
         return sample
@@ -44,9 +45,19 @@ def run_long_conversation(target: Target, tag: str) -> Figures:
     }
 
 
-def run_many_conversations(target: Target, tag: str) -> Figures:
-    """WC: more conversations than slots. A client sends the next turn of the conversation that has waited longest."""
-    waiting = deque(Conversation(tag, number) for number in range(CONVERSATIONS))
+def run_many_conversations(
+    target: Target,
+    tag: str,
+    n_conversations: int = CONVERSATIONS,
+    n_turns: int = TURNS,
+    n_clients: int = CLIENTS,
+    fields: Callable[[], dict[str, Any]] = dict,
+) -> Figures:
+    """WC: more conversations than slots. A client sends the next turn of the conversation that has waited longest.
+
+    fields: further fields of each request.
+    """
+    waiting = deque(Conversation(tag, number) for number in range(n_conversations))
     conversations = list(waiting)
 
     def send_turns() -> None:
@@ -55,13 +66,13 @@ def run_many_conversations(target: Target, tag: str) -> Figures:
                 conversation = waiting.popleft()
             except IndexError:
                 return
-            conversation.send_turn(target, 60)
-            if len(conversation.samples) < TURNS:
+            conversation.send_turn(target, 60, **fields())
+            if len(conversation.samples) < n_turns:
                 waiting.append(conversation)
 
     started = time.monotonic()
-    with ThreadPoolExecutor(CLIENTS) as pool:
-        clients = [pool.submit(send_turns) for _ in range(CLIENTS)]
+    with ThreadPoolExecutor(n_clients) as pool:
+        clients = [pool.submit(send_turns) for _ in range(n_clients)]
     seconds = time.monotonic() - started
     for client in clients:
         client.result()  # raises the client's WorkloadFailed
@@ -74,6 +85,8 @@ def run_many_conversations(target: Target, tag: str) -> Figures:
             first_token_ms(conversation.samples[0]) for conversation in conversations
         ),
         "later_turns_cached_share": cached_share(later),
+        "cached_share": cached_share(samples),
+        **first_token_figures(samples),
     }
 
 

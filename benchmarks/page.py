@@ -37,8 +37,7 @@ WATCH = """number => {
   window.ended = new Promise(resolve => {
     const record = () => {
       const answer = document.querySelectorAll('[data-testid="stChatMessage"]')[2 * number];
-      const texts = [...answer?.querySelectorAll('[data-testid="stMarkdownContainer"]') ?? []];
-      const length = texts.find(text => !text.closest('button'))?.textContent.length ?? 0;  // not a label
+      const length = answer?.querySelector('.chat-message .text')?.textContent.length ?? 0;
       if (length > (window.grown.at(-1)?.[1] ?? 0)) window.grown.push([Date.now(), length]);
       if (/ended by itself|length limit reached/.test(answer?.textContent ?? '')) {
         observer.disconnect();
