@@ -3,8 +3,10 @@
 The servers are TorchServe with the packaged demo model, on free ports, each with a home of its own.
 """
 
+import importlib.util
 import inspect
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +16,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tests.support.serving import make_home, running_server
+from llama_cpp_worker import torch_stand_in
+from tests.support.serving import make_home, running_server, write_store
 from torchserve_client.config import PROJECT, ServerConfig
 from torchserve_client.management import ManagementClient
 from torchserve_client.status import ServingSettings
@@ -23,9 +26,13 @@ from torchserve_client.status import ServingSettings
 settings.register_profile("project", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("project")
 
+# Importing the handler imports TorchServe's worker and so torch, which `make check` does not install.
+if importlib.util.find_spec("torch") is None:
+    sys.modules["torch"] = torch_stand_in
+
 # A test gets the marker if the test, one of its fixtures or a function that they call uses one of these names.
 MARKERS = {
-    "server": {"running_server", "start_by_hand", "torchserve_process"},
+    "server": {"running_cluster", "running_server", "start_by_hand", "torchserve_process"},
     "browser": {"running_browser"},
     "model": {"demo_store", "DEMO"},
     "slow": {"convert", "llama_2", "llama_3", "llama_cpp_sources", "real_project"},
@@ -63,12 +70,12 @@ def names_in(code: CodeType) -> set[str]:
 
 
 @pytest.fixture(scope="session")
-def demo_store() -> Path:
-    """The project's model store with the packaged demo model."""
+def demo_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's archives of the demo model, with a context window of 8,192 tokens: such a prompt takes a while."""
     store = PROJECT / "model_store"
     if not (store / "llamacpp.tar.gz").is_file():
         pytest.skip("model_store/llamacpp.tar.gz is missing: run `make package` first")
-    return store
+    return write_store(store, tmp_path_factory.mktemp("demo") / "store", n_ctx=8192)
 
 
 @contextmanager

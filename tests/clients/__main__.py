@@ -1,7 +1,7 @@
 """Runs other people's clients against TorchServe with the packaged demo model, and against the front before it.
 
 Prints each client's checks, and writes the table of docs/clients.md into .cache/clients/table.md. The exit status is 1
-if a check failed. NAME is a part of a client's name; without one, all clients run. `make clients` installs uv.
+if a check failed. NAME is a part of a client's name; without one, all clients run. uv is in tests/requirements.txt.
 """
 
 import argparse

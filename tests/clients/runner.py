@@ -16,7 +16,7 @@ from tests.clients.catalogue import FOLDER, Client
 from torchserve_client.config import PROJECT
 
 CACHE = PROJECT / ".cache" / "clients"
-UV = CACHE / "bin" / "uv"
+UV = Path(sys.executable).with_name("uv")
 SCRIPT_SECONDS = 300
 INSTALL_SECONDS = 600
 

