@@ -10,7 +10,7 @@ from pathlib import Path
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from tests.support.browser import open_page, running_app, running_browser, send
-from tests.support.serving import make_home, running_server
+from tests.support.serving import make_home, running_server, wait_until
 from torchserve_client.config import PROJECT
 from torchserve_client.management import ManagementClient
 from torchserve_client.status import DEFAULT_SETTINGS, ServingSettings
@@ -36,6 +36,11 @@ def take_part(page: Page, first: Locator, last: Locator, name: str) -> None:
     page.screenshot(path=PICTURES / name, clip={"x": x, "y": y, "width": width, "height": height})
 
 
+def width_of(element: Locator) -> float:
+    box = element.bounding_box()
+    return box["width"] if box else 0
+
+
 def draw_architecture(browser: Browser) -> None:
     page = browser.new_page(viewport={"width": 1280, "height": 640})
     page.goto((PICTURES / "architecture.svg").as_uri())
@@ -43,7 +48,7 @@ def draw_architecture(browser: Browser) -> None:
 
 
 def picture_chat(browser: Browser, url: str) -> None:
-    page = open_page(browser, f"{url}/?temperature=0.01&max_tokens=200", height=760)
+    page = open_page(browser, f"{url}/?temperature=0.01&max_tokens=200&sidebar=Settings", height=800)
     send(page, QUESTION)
     expect(page.get_by_text(re.compile("tokens/s")).first).to_be_visible(timeout=TIMEOUT_MS)
     expect(page.get_by_text("ended by itself").first).to_be_visible(timeout=TIMEOUT_MS)
@@ -51,10 +56,11 @@ def picture_chat(browser: Browser, url: str) -> None:
 
 
 def picture_parallel_answers(browser: Browser, url: str) -> None:
-    page = open_page(browser, f"{url}/?temperature=1&max_tokens=60&answers=4", width=1600, height=1000)
+    page = open_page(browser, f"{url}/?temperature=1&max_tokens=50&answers=4", width=1760, height=880)
     send(page, "Tell me a story about a lighthouse.")
     expect(page.get_by_text(re.compile("ended by itself|length limit reached"))).to_have_count(4, timeout=TIMEOUT_MS)
-    page.wait_for_function("document.querySelector('[data-testid=stChatInput]').clientWidth > 1000")  # the wide layout
+    # Only the wide layout has 1,000 pixels beside the sidebar. wait_for_function() would be blocked: no `unsafe-eval`.
+    wait_until(lambda: width_of(page.get_by_test_id("stChatInput")) > 1000, TIMEOUT_MS / 1000, "the wide layout")
     take(page, "Parallel.png")
 
 
@@ -89,14 +95,16 @@ def main() -> None:
         with running_server(config):
             management = ManagementClient(config)
             management.register(DEFAULT_SETTINGS)
-            with running_app("client_app.py", config, config.logs / "client.log") as url:
-                picture_chat(browser, url)
-                picture_parallel_answers(browser, url)
-            with running_app("torchserve_server_app.py", config, config.logs / "server.log") as url:
-                picture_server(browser, url, "1 of 1 workers ready", "Server.png")
-                picture_experiment(browser, url)
+            with (
+                running_app("client_app.py", config, config.logs / "client.log") as chat_url,
+                running_app("torchserve_server_app.py", config, config.logs / "server.log") as server_url,
+            ):
+                picture_chat(browser, chat_url)
+                picture_parallel_answers(browser, chat_url)
+                picture_server(browser, server_url, "1 of 1 workers ready", "Server.png")
+                picture_experiment(browser, server_url)
                 management.apply(TWO_WORKERS)
-                picture_server(browser, url, "2 of 2 workers ready", "Workers.png")
+                picture_server(browser, server_url, "2 of 2 workers ready", "Workers.png")
 
 
 if __name__ == "__main__":
