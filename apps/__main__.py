@@ -7,7 +7,6 @@ run at the end.
 import argparse
 import http.client
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +15,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType
 
 from apps.shared.token_file import token_file
 from llama_cpp_worker.sampling_params import SamplingParams
@@ -26,6 +24,7 @@ from torchserve_client.management import ManagementClient
 from torchserve_client.process import start, stop
 from torchserve_client.running_server import find_server
 from torchserve_client.status import DEFAULT_SETTINGS
+from torchserve_client.stop_signals import StopRequested, ignore_signals, raise_on_signals
 
 APPS = {"Server": "torchserve_server_app.py", "Chat": "client_app.py"}
 HOST = "127.0.0.1"  # the apps are asked here whether they answer, also if they listen at 0.0.0.0
@@ -35,11 +34,6 @@ APP_ANSWER_SECONDS = 5.0
 APP_STOP_SECONDS = 75.0  # a running experiment restores the settings first (experiments/background.py)
 OWNER_ONLY = 0o600
 TICK_SECONDS = 4.0  # a terminal that shows nothing new for 5 s looks dead
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class StopRequested(BaseException):
-    """A signal requests the end. It is no Exception, so that `except Exception` in a library does not catch it."""
 
 
 def main() -> int:
@@ -49,8 +43,7 @@ def main() -> int:
     parser.add_argument("--app", choices=APPS, help="start only this app beside TorchServe")
     chosen = parser.parse_args()
     scripts = {name: script for name, script in APPS.items() if chosen.app in (None, name)}
-    for number in SIGNALS:
-        signal.signal(number, _request_stop)
+    raise_on_signals()
     try:
         with ExitStack() as running:
             config = ServerConfig.load()
@@ -90,7 +83,7 @@ def running_torchserve(config: ServerConfig) -> Iterator[None]:
         print_now(started)
         yield
     finally:
-        _ignore_signals()
+        ignore_signals()
         print_now("Stopping TorchServe …")
         stop(config)
 
@@ -141,7 +134,7 @@ def running_app(name: str, script: str, host: str) -> Iterator[tuple[str, subpro
             time.sleep(0.1)
         yield address_file.read_text().strip() if address_file.exists() else f"http://{HOST}:{port}", process
     finally:
-        _ignore_signals()
+        ignore_signals()
         print_now(f"Stopping the {name} app …")
         process.terminate()
         try:
@@ -180,16 +173,6 @@ def still_working(sentence: str) -> Iterator[None]:
 
 def print_now(sentence: str) -> None:
     print(sentence, flush=True)
-
-
-def _request_stop(number: int, frame: FrameType | None) -> None:
-    raise StopRequested
-
-
-def _ignore_signals() -> None:
-    """A second Ctrl-C during the stop would leave some processes running."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _answers(port: int) -> bool:

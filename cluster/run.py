@@ -3,18 +3,16 @@
 import argparse
 import os
 import secrets
-import signal
 import sys
 import time
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import ray
 
 from cluster.application import count_nodes, deploy
 from cluster.connection import connect
 from cluster.embedded import EmbeddedCluster, HeadEnded
+from cluster.entry import EntrySettings
 from cluster.entry_file import ClusterEntry, remove_entry, write_entry
 from cluster.environment import LOOPBACK, secret, write_address
 from cluster.model_archive import ModelArchive, packaged
@@ -25,15 +23,11 @@ from torchserve_client.config import ServerConfig, TorchServeError
 from torchserve_client.file_lock import file_lock
 from torchserve_client.process import stop
 from torchserve_client.status import ServingSettings
+from torchserve_client.stop_signals import StopRequested, ignore_signals, raise_on_signals
 
 REMOTE_FOLDER = "~/.cache/llama-chatapp/cluster"  # on each machine of a real cluster
 CHECK_SECONDS, LOCK_SECONDS = 0.5, 1.0
 ALL_ADDRESSES = "0.0.0.0"  # noqa: S104  # nothing is bound to it here
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class StopRequested(BaseException):
-    """A signal requests the end. It is no Exception, so that `except Exception` in a library does not catch it."""
 
 
 def run(chosen: argparse.Namespace, config: ServerConfig, home: Path) -> int:
@@ -59,14 +53,14 @@ def _run_embedded(
     except OSError as error:
         problem = f"The cluster cannot listen at {chosen.host}:{chosen.port} ({error.strerror})"
         raise TorchServeError(f"{problem}: choose another --port or --host.") from error
-    _on_signals(_request_stop)
+    raise_on_signals()
     print(f"Starting {chosen.nodes} nodes on this machine …", flush=True)
     cluster = EmbeddedCluster(chosen.nodes)
     try:
         cluster.start()
         _deploy(cluster.address, str(home), archive, entry, chosen, config)
         ray.shutdown()  # else this process would end with the head's raylet
-        _on_signals(_request_stop)  # Ray has replaced the handler
+        raise_on_signals()  # Ray has replaced the handler
         print("Press Ctrl-C to stop everything.", flush=True)
         while True:
             time.sleep(CHECK_SECONDS)
@@ -83,7 +77,7 @@ def _run_embedded(
         cluster.stop()
         os.execv(sys.executable, [sys.executable, "-m", "cluster", *sys.argv[1:]])  # noqa: S606  # this program
     finally:
-        _on_signals(signal.SIG_IGN)  # a second Ctrl-C would leave processes running
+        ignore_signals()
         print("Stopping the cluster …", flush=True)
         cluster.stop()
         for name in cluster.names:
@@ -91,15 +85,6 @@ def _run_embedded(
             if file.exists():
                 stop(ServerConfig.load(file))
         remove_entry(config.home, entry)
-
-
-def _on_signals(handler: Any) -> None:
-    for number in SIGNALS:
-        signal.signal(number, handler)
-
-
-def _request_stop(number: int, frame: FrameType | None) -> None:
-    raise StopRequested
 
 
 def _deploy(
@@ -112,16 +97,13 @@ def _deploy(
 ) -> None:
     connect(address)
     n_nodes = chosen.max_nodes or count_nodes()
+    hosts = ("127.0.0.1", "localhost", "[::1]", chosen.host, *chosen.allow_host)
     deploy(
         archive,
         ServingSettings(chosen.batch_size, 0, 1),
         folder,
         (min(chosen.min_nodes, n_nodes), n_nodes),
-        entry.key,
-        max_body_bytes(config),
-        (chosen.host, chosen.port),
-        ("127.0.0.1", "localhost", "[::1]", chosen.host, *chosen.allow_host),
-        config.home / ".cluster",
+        EntrySettings(chosen.host, chosen.port, hosts, max_body_bytes(config), entry.key),
     )
     write_address(config.home / ".cluster", address)
     write_entry(config.home, entry)
