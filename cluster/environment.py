@@ -3,17 +3,17 @@
 Ray reads them when it is imported, so nothing here imports it.
 """
 
-import hashlib
 import os
 import secrets
-import tempfile
 from pathlib import Path
 
 from torchserve_client.config import TorchServeError
+from torchserve_client.socket_folder import make_socket_folder, socket_folder
 
 SECONDS_TO_FINISH = 1200.0  # for the answers of a node that is taken away
 MESSAGE_BYTES = 64 * 2**20  # Ray Serve's own limit of 4 MiB is less than max_request_size in config.properties
 TOKEN_FILE, ADDRESS_FILE = "ray_token", "ray_address"
+LONGEST_SOCKET = "ray/session_2026-11-26_23-59-59_999999_9999999/sockets/plasma_store.9"
 LOOPBACK = "127.0.0.1"
 HEAD_RESOURCE = "node:__internal_head__"  # Ray gives it to the head
 
@@ -42,12 +42,9 @@ def loopback_environment() -> dict[str, str]:
 
 def prepare(home: Path) -> None:
     """Makes the folders and the token. Raises TorchServeError if that cannot be done, or if others could read them."""
-    folder = ray_folder(home)
     try:
-        for each in (home, folder):
-            each.mkdir(mode=0o700, exist_ok=True)
-        if folder.is_symlink() or folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o77:
-            raise TorchServeError(f"{folder} is open to other accounts: remove it, or set TMPDIR to another folder.")
+        home.mkdir(mode=0o700, exist_ok=True)
+        make_socket_folder(ray_folder(home))
         secret(home / TOKEN_FILE, secrets.token_hex(32))
     except OSError as error:
         raise TorchServeError(f"{home} cannot be used ({error.strerror}): make that place writable.") from error
@@ -82,6 +79,5 @@ def read_address(home: Path) -> str:
 
 
 def ray_folder(home: Path) -> Path:
-    """Its path is short, because Ray's sockets are in it. Only its owner can open it."""
-    name = f"llama-ray-{os.getuid()}-{hashlib.sha256(os.fsencode(home)).hexdigest()[:8]}"
-    return Path(tempfile.gettempdir()).resolve() / name
+    """Ray's own temporary folder."""
+    return socket_folder("llama-ray", home, LONGEST_SOCKET)

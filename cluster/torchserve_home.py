@@ -9,12 +9,8 @@ import socket
 from pathlib import Path
 
 from torchserve_client.config import ServerConfig, config_file
+from torchserve_client.config_copy import N_PORTS, write_config_copy
 from torchserve_client.running_server import find_server
-
-ADDRESSES = ("inference_address", "management_address", "metrics_address")
-PORTS = ("grpc_inference_port", "grpc_management_port")
-# TCP where TorchServe's netty has no native sockets, as on Apple's processors.
-WORKER_PORTS = ("initial_worker_port", "initial_distribution_port")
 
 
 def node_home(folder: str, name: str) -> Path:
@@ -28,17 +24,12 @@ def prepare_home(folder: Path) -> ServerConfig:
     file = folder / "config.properties"
     if file.exists() and find_server(config := ServerConfig.load(file)):
         return config
-    names = (*ADDRESSES, *PORTS, *WORKER_PORTS)
-    ports = dict(zip(names, free_ports(len(names)), strict=True))
-    changes = {name: f"http://127.0.0.1:{ports[name]}" for name in ADDRESSES} | {
-        name: str(ports[name]) for name in (*PORTS, *WORKER_PORTS)
+    changes = {
+        "model_store": "model_store",
+        "grpc_inference_address": "127.0.0.1",
+        "grpc_management_address": "127.0.0.1",
     }
-    changes |= {"model_store": "model_store", "grpc_inference_address": "127.0.0.1"}
-    changes |= {"grpc_management_address": "127.0.0.1"}
-    lines = config_file().read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if line.partition("=")[0].strip() not in changes]
-    file.write_text("\n".join([*kept, *(f"{name}={value}" for name, value in changes.items())]) + "\n")
-    return ServerConfig.load(file)
+    return write_config_copy(config_file(), file, free_ports(N_PORTS), changes)
 
 
 def free_ports(count: int) -> list[int]:

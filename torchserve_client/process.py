@@ -29,6 +29,7 @@ from torchserve_client.running_server import (
     runtime_dir,
     worker_processes,
 )
+from torchserve_client.socket_folder import make_socket_folder
 
 LAUNCH_SECONDS = 30.0  # for the launcher, which starts Java and returns
 TERMINATE_SECONDS = 20.0  # for TorchServe's own shutdown
@@ -93,10 +94,7 @@ def _begin(config: ServerConfig, on_progress: Callable[[str], None]) -> Java:
     folder = runtime_dir(config)
     try:
         config.model_store.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-            raise TorchServeError(f"{folder} belongs to another user: remove it, or set TMPDIR to another folder.")
-        folder.chmod(0o700)
+        make_socket_folder(folder)
     except OSError as error:
         raise TorchServeError(f"TorchServe's folders cannot be made ({error}): make that place writable.") from error
     try:

@@ -7,35 +7,26 @@ Not covered: processes of other users.
 """
 
 import contextlib
-import hashlib
-import os
 import socket
-import tempfile
 import time
 from pathlib import Path
 
 import psutil
 
 from torchserve_client.config import ServerConfig
+from torchserve_client.socket_folder import socket_folder
 
 START_SECONDS = 60.0  # from the launch until every port answers
 PORT_PROBE_SECONDS = 0.5
-SOCKET_PATH_LIMIT = 100  # bytes of <temp dir>/.ts.sock.9000; the system allows 103 on macOS, 107 on Linux
+LONGEST_SOCKET = ".ts.sock.99999"  # TorchServe's for a worker; the number is its port
 
 MODEL_SERVER = "org.pytorch.serve.ModelServer"
 WORKER_SCRIPT = "model_service_worker.py"
 
 
 def runtime_dir(config: ServerConfig) -> Path:
-    """The server's own temporary folder: pid file, worker sockets, unpacked archives.
-
-    Its path is short, because a worker's socket is in it. Its name depends on the home, so two servers never share it.
-    """
-    name = f"torchserve-{os.getuid()}-{hashlib.sha256(os.fsencode(config.home)).hexdigest()[:10]}"
-    folder = Path(tempfile.gettempdir()).resolve() / name
-    if len(os.fsencode(folder / ".ts.sock.9000")) > SOCKET_PATH_LIMIT:
-        folder = Path("/tmp").resolve() / name  # noqa: S108  # only its owner can open the folder
-    return folder
+    """The server's own temporary folder: pid file, worker sockets, unpacked archives."""
+    return socket_folder("torchserve", config.home, LONGEST_SOCKET)
 
 
 def find_server(config: ServerConfig) -> psutil.Process | None:

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import random
-import re
 import socket
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import yaml
 
 from torchserve_client import process as torchserve_process
 from torchserve_client.config import PROJECT, ServerConfig
+from torchserve_client.config_copy import N_PORTS, write_config_copy
 from torchserve_client.java import find_java
 from torchserve_client.running_server import find_server, is_listening
 
@@ -49,23 +49,8 @@ def free_ports(count: int) -> list[int]:
 def make_home(path: Path, **overrides: object) -> ServerConfig:
     """Writes the project's config.properties with free ports into `path`. `overrides` replace or add properties."""
     path.mkdir(parents=True, exist_ok=True)
-    inference, management, metrics, grpc_inference, grpc_management, worker, distribution = free_ports(7)
-    changes: dict[str, object] = {
-        "inference_address": f"http://127.0.0.1:{inference}",
-        "management_address": f"http://127.0.0.1:{management}",
-        "metrics_address": f"http://127.0.0.1:{metrics}",
-        "grpc_inference_port": grpc_inference,
-        "grpc_management_port": grpc_management,
-        "initial_worker_port": worker,  # TCP where TorchServe's netty has no native sockets, as on Apple's processors
-        "initial_distribution_port": distribution,
-        **overrides,
-    }
-    lines = (PROJECT / "config.properties").read_text().splitlines()
-    kept = [line for line in lines if not re.match(rf"({'|'.join(changes)})=", line)]
-    file = path / "config.properties"
-    file.write_text("\n".join([*kept, *(f"{name}={value}" for name, value in changes.items())]) + "\n")
     (path / "model_store").mkdir(exist_ok=True)
-    return ServerConfig.load(file)
+    return write_config_copy(PROJECT / "config.properties", path / "config.properties", free_ports(N_PORTS), overrides)
 
 
 @contextlib.contextmanager
