@@ -7,6 +7,7 @@ well. So Ray Serve routes around the node within a moment, and starts another re
 import asyncio
 import contextlib
 import os
+import time
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any
@@ -32,6 +33,8 @@ from torchserve_client.status import ServingSettings
 
 OWNER_SECONDS = 60.0  # until the replica before this one has ended
 CHECK_SECONDS = 0.25
+OBSERVE_SECONDS = 2.0
+HANGING_SECONDS = 60.0  # TorchServe answers a request for its metrics within this time on the busiest machine
 
 
 class Node:
@@ -40,7 +43,8 @@ class Node:
     folder: has a folder for the TorchServe of each node on this machine.
     """
 
-    def __init__(self, archive: ModelArchive, settings: ServingSettings, folder: str) -> None:
+    async def __init__(self, archive: ModelArchive, settings: ServingSettings, folder: str) -> None:  # type: ignore[misc]
+        # Ray Serve awaits it, in the event loop of the requests.
         listen_at_own_address()
         self._name, self._settings = node_name(), settings
         self._config = prepare_home(node_home(folder, self._name))
@@ -50,10 +54,13 @@ class Node:
         start_watching(self._config)
         start(self._config)
         _serve(self._config, settings)
-        self._snapshots: deque[MetricsSnapshot] = deque(maxlen=N_SNAPSHOTS)
-        self._torchserve: TorchServe | None = None
         server = find_server(self._config)
         self._processes = [server, *worker_processes(self._config, server)] if server else []
+        self._torchserve = TorchServe(self._config)
+        await self._torchserve.read_key()  # it lasts as long as this TorchServe
+        self._snapshots: deque[MetricsSnapshot] = deque(maxlen=N_SNAPSHOTS)
+        self._answered_at = time.monotonic()
+        self._tasks = [asyncio.create_task(self._end_with_torchserve()), asyncio.create_task(self._observe())]
 
     async def answer(self, path: str, body: tuple[bytes, str] | None) -> AsyncIterator[Head | bytes]:
         """A Head, and then the pieces of TorchServe's answer as they come. Raises Cut if TorchServe does not answer.
@@ -61,8 +68,7 @@ class Node:
         Closing the generator disconnects from TorchServe, which frees the slot.
         """
         try:
-            torchserve = await self._client()
-            async with torchserve.answer(path, body) as answer:
+            async with self._torchserve.answer(path, body) as answer:
                 if answer.status_code >= 500:
                     self._end_if_broken()
                 yield Head(answer.status_code, dict(answer.headers))
@@ -72,31 +78,31 @@ class Node:
             self._end_if_broken()
             raise Cut from error
 
-    async def _client(self) -> TorchServe:
-        """Belongs to the event loop of the requests, so it is made there. Its key lasts as long as its TorchServe."""
-        if self._torchserve is None:
-            torchserve = TorchServe(self._config)
-            await torchserve.read_key()
-            self._torchserve = torchserve
-            self._guard = asyncio.create_task(self._end_with_torchserve())
-        return self._torchserve
-
     async def _end_with_torchserve(self) -> None:
         while True:
             self._end_if_broken()
             await asyncio.sleep(CHECK_SECONDS)
 
+    async def _observe(self) -> None:
+        while True:
+            with contextlib.suppress(TorchServeError):  # it does not answer: _end_if_broken() counts the time
+                self._snapshots.append(await asyncio.to_thread(scrape, self._config))
+                self._answered_at = time.monotonic()
+            await asyncio.sleep(OBSERVE_SECONDS)
+
     def _end_if_broken(self) -> None:
         """Ends the replica, so that its other requests are known to be cut, and new ones go elsewhere at once."""
-        if not all(map(_runs, self._processes)):
+        is_hanging = time.monotonic() - self._answered_at > HANGING_SECONDS
+        if is_hanging:  # the next replica could not use it
+            for process in self._processes:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        if is_hanging or not all(map(_runs, self._processes)):
             os._exit(1)
 
     async def record_routing_stats(self) -> dict[str, Any]:
         """Ray Serve asks for it regularly and sends it to the entry: what the node does."""
-        with contextlib.suppress(TorchServeError, ApiError):  # it has just ended
-            await self._client()
-            self._snapshots.append(await asyncio.to_thread(scrape, self._config))
-        return NodeFacts.of(self._name, self._settings.batch_size, tuple(self._snapshots)).to_dict()
+        return NodeFacts.of(self._name, self._settings.batch_size, tuple(self._snapshots), time.time()).to_dict()
 
     def __del__(self) -> None:
         """Ray Serve calls it when the node is no longer needed and its requests have finished."""

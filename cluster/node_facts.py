@@ -10,6 +10,7 @@ from torchserve_client.metrics import MetricsSnapshot, increase, rate
 
 N_SNAPSHOTS = 150  # one every two seconds: the cached share is that of the last five minutes
 RATE_SNAPSHOTS = 5
+SILENT_SECONDS = 10.0  # older figures are no more those of now
 
 # What each serving node has reported last, as NodeFacts.to_dict(). The router writes it, the entry reads it. (Ray Serve
 # copies the router's own module into each process, so a name there is not the same one for both.)
@@ -18,7 +19,10 @@ reports: list[dict[str, Any]] = []
 
 @dataclass(frozen=True, slots=True)
 class NodeFacts:
-    """requests: in progress now. cached_share: of the last minutes' prompt tokens; None if there were none."""
+    """requests: in progress now. cached_share: of the last minutes' prompt tokens; None if there were none.
+
+    problem: why the figures are not known, and `slots` is 0 then.
+    """
 
     name: str
     requests: int
@@ -27,13 +31,16 @@ class NodeFacts:
     tokens_per_second: float
     cached_share: float | None
     memory_bytes: int
+    problem: str = ""
 
     @classmethod
-    def of(cls, name: str, slots: int, snapshots: Sequence[MetricsSnapshot]) -> Self:
-        """snapshots: the oldest first."""
+    def of(cls, name: str, slots: int, snapshots: Sequence[MetricsSnapshot], now: float) -> Self:
+        """snapshots: the oldest first. now: in seconds since the epoch."""
         if len(snapshots) < 2:
             return cls(name, 0, 0, slots, 0.0, None, 0)
         first, last = snapshots[0], snapshots[-1]
+        if (age := now - last.at) > SILENT_SECONDS:
+            return cls(name, 0, 0, 0, 0.0, None, 0, f"Its TorchServe has not answered for {age:.0f} s.")
         prompt_tokens = increase(first, last, "llamacpp_prompt_tokens_total")
         cached_tokens = increase(first, last, "llamacpp_cached_tokens_total")
         return cls(

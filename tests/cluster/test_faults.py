@@ -84,6 +84,24 @@ def test_cut_answers_say_so_and_the_cluster_repairs_itself(cluster: RunningClust
     assert not any(sample.error for sample in stream_all(cluster, lambda: None, f"after {victim}"))
 
 
+def test_a_torchserve_that_hangs_is_named_and_replaced(cluster: RunningCluster) -> None:
+    wait_until(cluster.serves, REPAIR_SECONDS, "all nodes serve")
+    server = wait_until(lambda: cluster.server("node-2"), what="TorchServe")
+    assert server is not None
+
+    def problem() -> str:
+        return next(str(node.get("problem")) for node in cluster.nodes() if node["name"] == "node-2")
+
+    def hang() -> None:
+        server.suspend()
+        wait_until(lambda: "has not answered for" in problem(), REPAIR_SECONDS, "the problem is named")
+
+    samples = stream_all(cluster, hang, "hanging", until_cut=True)
+    assert samples and all("The answer was cut" in str(sample.error) for sample in samples)
+    wait_until(lambda: not server.is_running() and cluster.serves(), REPAIR_SECONDS, "the cluster is repaired")
+    assert not any(sample.error for sample in stream_all(cluster, lambda: None, "after hanging"))
+
+
 def test_the_end_of_serves_controller_disturbs_nobody(cluster: RunningCluster) -> None:
     wait_until(cluster.serves, REPAIR_SECONDS, "all nodes serve")
 
