@@ -1,14 +1,13 @@
 """The Ray Serve application: an entry, and a node on each machine."""
 
-from collections.abc import Sequence
-from pathlib import Path
+import os
 
 import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
-from cluster.entry import Entry
-from cluster.environment import HEAD_RESOURCE, SECONDS_TO_FINISH, ray_folder
+from cluster.entry import Entry, EntrySettings
+from cluster.environment import HEAD_RESOURCE, SECONDS_TO_FINISH
 from cluster.model_archive import ModelArchive
 from cluster.node import Node
 from torchserve_client.config import TorchServeError
@@ -20,19 +19,11 @@ MAX_QUEUED = 256  # as job_queue_size in config.properties; more requests are re
 
 
 def deploy(
-    archive: ModelArchive,
-    settings: ServingSettings,
-    folder: str,
-    nodes: tuple[int, int],
-    key: str,
-    max_body_bytes: int,
-    address: tuple[str, int],
-    hosts: Sequence[str],
-    home: Path,
+    archive: ModelArchive, settings: ServingSettings, folder: str, nodes: tuple[int, int], entry_settings: EntrySettings
 ) -> None:
     """Deploys to the cluster that this process is connected to, and returns when a node serves.
 
-    nodes: the least and the most. home: the folder .cluster. Raises TorchServeError if no node can serve.
+    folder: of the nodes, on each machine. nodes: the least and the most. Raises TorchServeError if no node can serve.
     """
     queue = max(1, settings.batch_size // 2)
     least, most = nodes
@@ -62,13 +53,12 @@ def deploy(
         ray_actor_options={"num_cpus": 0, "resources": HEAD},  # so the end of another machine cuts only its own answers
     )
     serve.start(proxy_location="Disabled")
-    nodes_of_entry = node.bind(archive, settings, folder)
-    bound = entry.bind(nodes_of_entry, key, max_body_bytes, address, hosts)
+    bound = entry.bind(node.bind(archive, settings, folder), entry_settings)
     try:
         serve.run(bound, name=NAME, route_prefix=None)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1][:300]
-        advice = f"the logs are in {ray_folder(home)}/ray/session_latest/logs/serve"
+        advice = f"the logs are in {os.environ['RAY_TMPDIR']}/ray/session_latest/logs/serve"
         raise TorchServeError(f"The cluster cannot serve ({reason}): {advice}.") from error
 
 

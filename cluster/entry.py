@@ -7,8 +7,9 @@ import secrets
 import socket
 import time
 from asyncio import create_task, sleep
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 
 import httpx
 from anyio import to_thread
@@ -98,21 +99,31 @@ class _Pieces(httpx.AsyncByteStream):
             raise httpx.ReadError("the node has ended") from error
 
 
-class Entry:
-    """The deployment, one replica on the head. It listens itself: Ray Serve's proxy costs each request two calls more.
+@dataclass(frozen=True, slots=True)
+class EntrySettings:
+    """hosts: the names by which clients reach the cluster."""
 
-    address: host and port. hosts: the names by which clients reach the cluster.
+    host: str
+    port: int
+    hosts: tuple[str, ...]
+    max_body_bytes: int
+    key: str = field(repr=False)
+
+
+class Entry:
+    """The deployment, one replica on the head.
+
+    It listens itself, because Ray Serve's proxy costs each request two calls more.
     """
 
-    async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
-        self, nodes: DeploymentHandle, key: str, max_body_bytes: int, address: tuple[str, int], hosts: Sequence[str]
-    ) -> None:
+    async def __init__(self, nodes: DeploymentHandle, settings: EntrySettings) -> None:  # type: ignore[misc]
+        # Ray Serve awaits it, which Python's own constructor could not be.
         listen_at_own_address()
-        self._nodes = Nodes(nodes, key, max_body_bytes)
-        app = make_app(self._nodes, hosts, origins=())
+        self._nodes = Nodes(nodes, settings.key, settings.max_body_bytes)
+        app = make_app(self._nodes, settings.hosts, origins=())
         app.router.routes.append(Route("/cluster", self._describe))
         self._server = make_server(app)
-        self._serving = create_task(self._server.serve([await _listen_when_free(*address)]))
+        self._serving = create_task(self._server.serve([await _listen_when_free(settings.host, settings.port)]))
 
     async def _describe(self, request: Request) -> JSONResponse:
         """What each node does, for the dashboard. Needs the key."""

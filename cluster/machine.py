@@ -8,15 +8,16 @@ All machines need the same version of this project, and the head's file .cluster
 
 import argparse
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 from cluster.environment import TOKEN_FILE, prepare, ray_environment
-from torchserve_client.config import PROJECT, ServerConfig
+from torchserve_client.config import PROJECT, ServerConfig, TorchServeError
+from torchserve_client.stop_signals import StopRequested, ignore_signals, raise_on_signals
 
 HEAD_PORT = 6379  # Ray's own
 OBJECT_STORE_BYTES = 78_643_200  # Ray's least; only pieces of answers pass through it
@@ -32,20 +33,42 @@ def main() -> int:
     parser.add_argument("--ip", help="this machine's address in the cluster (default: Ray's choice)")
     parser.add_argument("--name", default=socket.gethostname(), help="of this node (default %(default)s)")
     chosen = parser.parse_args()
+    try:
+        run(chosen)
+    except StopRequested:
+        return 0
+    except TorchServeError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def run(chosen: argparse.Namespace) -> NoReturn:
+    """Raises StopRequested when a signal arrives, and TorchServeError if this machine cannot be used."""
     home = ServerConfig.load().home / ".cluster"
     if chosen.address and not (home / TOKEN_FILE).exists():
-        print(f"Copy the head's {TOKEN_FILE} to {home / TOKEN_FILE} first: every connection needs it.", file=sys.stderr)
-        return 1
+        raise TorchServeError(f"Copy the head's {TOKEN_FILE} to {home / TOKEN_FILE} first: every connection needs it.")
     prepare(home)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    raise_on_signals()
     environment = os.environ | ray_environment(home) | {"PYTHONPATH": str(PROJECT)}
+    while True:
+        run_until_end(ray_command(chosen.address, chosen.ip, chosen.name), environment)
+        print(f"Ray has ended on {chosen.name} and is started again.", flush=True)
+        time.sleep(RESTART_SECONDS)
+
+
+def run_until_end(command: list[str], environment: dict[str, str]) -> None:
+    """Returns when the program has ended. When StopRequested is raised, the program is stopped first.
+
+    It is in a session of its own: a Ctrl-C that it got as well would interrupt its own stop.
+    """
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
-        while True:
-            subprocess.run(ray_command(chosen.address, chosen.ip, chosen.name), env=environment, check=False)
-            print(f"Ray has ended on {chosen.name} and is started again.", flush=True)
-            time.sleep(RESTART_SECONDS)
-    except KeyboardInterrupt:
-        return 0
+        process.wait()
+    except StopRequested:
+        ignore_signals()
+        process.terminate()
+        process.wait()
+        raise
 
 
 def ray_command(address: str | None, ip: str | None, name: str) -> list[str]:

@@ -20,6 +20,7 @@ from cluster.watch import OWNER_LOCK, watch
 from tests.support.serving import make_home, running_server
 from torchserve_client.config import PROJECT, TorchServeError
 from torchserve_client.file_lock import file_lock
+from torchserve_client.metrics import MetricsSnapshot, ProcessSample
 from torchserve_client.running_server import find_server
 
 
@@ -123,3 +124,42 @@ def test_a_machine_without_the_heads_token_says_what_to_copy(tmp_path: Path) -> 
     outcome = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
     assert outcome.returncode == 1
     assert outcome.stderr.startswith(f"Copy the head's ray_token to {config.home}/.cluster/ray_token first")
+
+
+def test_a_machine_that_is_stopped_first_stops_its_ray(tmp_path: Path) -> None:
+    """A killed `ray start --block` would leave raylet and GCS behind."""
+    ray = tmp_path / "ray.py"
+    ray.write_text(
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('ray has stopped', flush=True)))\n"
+        "print('ray runs', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    program = (
+        "import os, sys\n"
+        "from cluster import machine\n"
+        f"machine.ray_command = lambda *_: [sys.executable, {str(ray)!r}]\n"
+        "sys.exit(machine.main())\n"
+    )
+    config = make_home(tmp_path / "home")
+    environment = os.environ | {"TS_CONFIG_FILE": str(config.path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=PROJECT, env=environment, stdout=subprocess.PIPE, text=True
+    ) as machine:
+        assert machine.stdout
+        assert machine.stdout.readline() == "ray runs\n"
+        machine.terminate()
+        assert machine.stdout.read() == "ray has stopped\n"
+        assert machine.wait() == 0
+
+
+def test_figures_of_a_torchserve_that_has_stopped_answering_are_not_those_of_now() -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: `make cluster-test` installs it")
+    from cluster.node_facts import NodeFacts
+
+    snapshots = [MetricsSnapshot(at, {}, (ProcessSample("9000", 7, 0.0, 0.0, 5_000),)) for at in (100.0, 102.0)]
+    facts = NodeFacts.of("node-1", 8, snapshots, 104.0)
+    assert (facts.slots, facts.memory_bytes, facts.problem) == (8, 5_000, "")
+    facts = NodeFacts.of("node-1", 8, snapshots, 117.0)
+    assert (facts.slots, facts.memory_bytes) == (0, 0)
+    assert facts.problem == "Its TorchServe has not answered for 15 s."
