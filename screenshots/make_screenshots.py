@@ -3,15 +3,19 @@
 Uses the real TorchServe, the demo model and a real browser. Only the questions are chosen.
 """
 
+import importlib.util
 import re
 import tempfile
+import threading
 from pathlib import Path
 
 from playwright.sync_api import Browser, Locator, Page, expect
 
+from experiments.load_test import run_load
 from tests.support.browser import open_page, running_app, running_browser, send
+from tests.support.running_cluster import running_cluster
 from tests.support.serving import make_home, running_server, wait_until
-from torchserve_client.config import PROJECT
+from torchserve_client.config import PROJECT, ServerConfig
 from torchserve_client.management import ManagementClient
 from torchserve_client.status import DEFAULT_SETTINGS, ServingSettings
 
@@ -88,6 +92,29 @@ def picture_experiment(browser: Browser, url: str) -> None:
     take_part(page, title, chart, "batch_size.png")
 
 
+def picture_nodes(browser: Browser, folder: Path) -> None:
+    """Of a cluster that answers six people."""
+    questions = [
+        {"messages": [{"role": "user", "content": f"Tell me story {n}."}], "max_tokens": 100} for n in range(600)
+    ]
+    stop = threading.Event()
+    with running_cluster(folder, PROJECT / "model_store") as cluster:
+        config = ServerConfig.load(cluster.home / "config.properties")
+        people = threading.Thread(target=run_load, args=(cluster.target, questions, 6), kwargs={"stop": stop})
+        people.start()
+        try:
+            with running_app("torchserve_server_app.py", config, folder / "server.log") as url:
+                page = open_page(browser, url, height=800)
+                page.get_by_role("tab", name="Nodes").click()
+                expect(page.get_by_text(re.compile("6 of 16 slots busy"))).to_be_visible(timeout=TIMEOUT_MS)
+                cached = page.get_by_role("table").get_by_text(re.compile(r"^\d+ %$"))
+                expect(cached).to_have_count(2, timeout=TIMEOUT_MS)
+                take(page, "Nodes.png")
+        finally:
+            stop.set()
+            people.join()
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder, running_browser() as browser:
         draw_architecture(browser)
@@ -105,6 +132,10 @@ def main() -> None:
                 picture_experiment(browser, server_url)
                 management.apply(TWO_WORKERS)
                 picture_server(browser, server_url, "2 of 2 workers ready", "Workers.png")
+        if importlib.util.find_spec("ray"):
+            picture_nodes(browser, Path(folder) / "cluster")
+        else:
+            print("Nodes.png stays as it is, because Ray is not installed: `make cluster` installs it.")
 
 
 if __name__ == "__main__":
