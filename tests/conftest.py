@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from playwright.sync_api import Browser
 
 from llama_cpp_worker import torch_stand_in
+from tests.support.browser import running_browser
 from tests.support.serving import make_home, running_server, write_store
 from torchserve_client.config import PROJECT, ServerConfig
 from torchserve_client.management import ManagementClient
@@ -101,3 +103,10 @@ def dynamic_server(demo_store: Path, tmp_path_factory: pytest.TempPathFactory) -
     settings = ServingSettings(batch_size=4, max_batch_delay_ms=100, workers=2)
     with serving(tmp_path_factory.mktemp("dynamic"), demo_store, settings) as config:
         yield config
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Not of the session: while Playwright runs, other modules could not use asyncio.run()."""
+    with running_browser() as chromium:
+        yield chromium

@@ -24,7 +24,7 @@ from tests.chat.chat_page import (
     wait_for_text,
     write_export,
 )
-from tests.support.browser import running_app, running_browser, send
+from tests.support.browser import running_app, send
 from tests.support.serving import make_home, wait_until, write_store
 from tests.support.wire import Stream, chat_body, engine_metrics, headers
 from torchserve_client import process as torchserve_process
@@ -34,12 +34,6 @@ from torchserve_client.status import ServingSettings
 
 FREED_SECONDS = 1.0  # from the click on Stop to the free slot
 LA = "Repeat the word la forever: la la la la la la la la la la la"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with running_browser() as chromium:
-        yield chromium
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from tests.chat.chat_page import (
     wait_for_end,
     write_export,
 )
-from tests.support.browser import running_browser, send
+from tests.support.browser import send
 from tests.support.model_texts import model_texts
 from tests.support.scripted_server import Reply, Server
 from tests.support.visible_text import visible_text
@@ -79,12 +79,6 @@ class Site:
 
     image: str
     requests: list[str] = field(default_factory=list)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with running_browser() as chromium:
-        yield chromium
 
 
 @pytest.fixture(scope="module")

@@ -24,16 +24,10 @@ from tests.chat.chat_page import (
     wait_for_text,
     write_export,
 )
-from tests.support.browser import open_page, running_browser, send
+from tests.support.browser import open_page, send
 from tests.support.pdf_file import pdf_file
 from tests.support.scripted_server import Reply, Server
 from tests.support.serving import wait_until
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with running_browser() as chromium:
-        yield chromium
 
 
 @pytest.fixture(scope="module")

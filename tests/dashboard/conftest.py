@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser
 
 from autoscaler.control import switch_off
-from tests.support.browser import running_app, running_browser
+from tests.support.browser import running_app
 from tests.support.chatting_handler import write_chatting_archives
 from tests.support.serving import make_home, running_server
 from torchserve_client.config import ServerConfig
@@ -15,12 +14,6 @@ from torchserve_client.status import ServingSettings
 
 APP = "torchserve_server_app.py"
 LIGHT_SETTINGS = ServingSettings(batch_size=8, max_batch_delay_ms=0, workers=1)
-
-
-@pytest.fixture(scope="package")
-def browser() -> Iterator[Browser]:
-    with running_browser() as chromium:
-        yield chromium
 
 
 @pytest.fixture(scope="package")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.support.browser import open_page, running_app, running_browser, send
+from tests.support.browser import open_page, running_app, send
 from tests.support.serving import make_home, wait_until
 from tests.support.wire import engine_metrics
 from torchserve_client import process as torchserve_process
@@ -15,12 +15,6 @@ from torchserve_client.config import ServerConfig
 from torchserve_client.running_server import find_server
 
 LONG = 120_000  # milliseconds; loading a model on a busy machine
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with running_browser() as chromium:
-        yield chromium
 
 
 @pytest.fixture(scope="module")

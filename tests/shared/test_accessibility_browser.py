@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page, expect
 from tests.chat.chat_page import ENDED, READY, import_file, message, running_chat, wait_for_end, write_export
 from tests.support.accessibility import SCHEMES, expect_no_violations, violations
 from tests.support.accounts import STRANGER, running_relay
-from tests.support.browser import open_page, running_browser, send
+from tests.support.browser import open_page, send
 from tests.support.scripted_server import Reply, Server
 
 ANSWER = """# A title
@@ -40,12 +40,6 @@ DROP_ZONE = ("presentation-role-conflict", 'data-testid="stFileUploaderDropzone"
 
 # All elements outside the page on the right, other than those in a box that scrolls by itself.
 TOO_WIDE = "document.scrollingElement.scrollWidth - innerWidth"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with running_browser() as chromium:
-        yield chromium
 
 
 @pytest.fixture(scope="module")

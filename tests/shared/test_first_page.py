@@ -8,23 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
 from playwright.sync_api import Browser, expect
 
 from tests.chat.chat_page import READY
-from tests.support.browser import PAGE_SECONDS, open_page, running_browser
+from tests.support.browser import PAGE_SECONDS, open_page
 from tests.support.scripted_server import running_scripted_server
 from tests.support.serving import free_ports, wait_until
 from torchserve_client.config import PROJECT, ServerConfig
 
 OPENERS = ("xdg-open", "open")  # how Streamlit opens a browser on Linux and macOS
 COPIED = (".streamlit", "apps", "cluster", "experiments", "llama_cpp_worker", "torchserve_client", "client_app.py")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with running_browser() as chromium:
-        yield chromium
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, expect
 
 from tests.chat.chat_page import READY, import_file, message, wait_for_end, write_export
 from tests.support.accounts import STRANGER, running_relay
-from tests.support.browser import open_page, running_app, running_browser, send
+from tests.support.browser import open_page, running_app, send
 from tests.support.scripted_server import Reply, Server, running_scripted_server
 from tests.support.serving import wait_until
 
@@ -58,12 +58,6 @@ BLOCKED = (
     *("connect-src", "font-src", "form-action", "frame-src", "img-src", "media-src", "object-src"),
     *("script-src-elem", "style-src-elem"),
 )
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with running_browser() as chromium:
-        yield chromium
 
 
 @pytest.fixture(scope="module")
