@@ -11,6 +11,7 @@ Clusters start one after the other. No prompt is sent twice.
 
 import itertools
 import json
+import random
 import statistics
 import sys
 import tempfile
@@ -35,6 +36,7 @@ from torchserve_client.config import ServerConfig
 SCALE = CLOSED_LOOPS["W16"]
 COSTS = (CLOSED_LOOPS["W8"], Workload("WF", "1 client, 100 prompt tokens, 2 generated", 1, distinct(40, 2)))
 CONVERSATIONS, TURNS, CLIENTS, ANSWER_TOKENS = 40, 5, 16, 16
+RANDOM_KEYS = 16  # few, so that nearly every turn belongs to one that has a node
 NODE_CORE, OTHER_CORE = 0, 1
 
 Found = defaultdict[str, list[Figures]]
@@ -58,11 +60,11 @@ def warm_cluster(n_nodes: int, cores: tuple[int, ...] = ()) -> Iterator[RunningC
 
 
 def conversations(cluster: RunningCluster, name: str, at_random: bool = False) -> Figures:
-    numbers = itertools.count()
+    """at_random: the router takes each turn for one of a few conversations, which are on both nodes."""
+    keys = [f"{name} {time.time()} {number}" for number in range(RANDOM_KEYS)]
 
     def fields() -> dict[str, Any]:
-        key = {"prompt_cache_key": f"{time.time()} {next(numbers)}"} if at_random else {}
-        return {"max_tokens": ANSWER_TOKENS, **key}
+        return {"max_tokens": ANSWER_TOKENS, **({"prompt_cache_key": random.choice(keys)} if at_random else {})}
 
     figures = run_many_conversations(cluster.target, f"{name} {time.time()}", CONVERSATIONS, TURNS, CLIENTS, fields)
     print(f"40x5  {name:10} {line(figures)}", flush=True)
@@ -76,14 +78,14 @@ def give_core(processes: list[psutil.Process], core: int) -> None:
 
 
 def split_cores(cluster: RunningCluster) -> None:
-    """The node and its TorchServe stay on one core; Ray, the proxy and the entry get the other one."""
+    """The node and its TorchServe stay on one core; Ray and the entry get the other one."""
     children = psutil.Process(cluster.process.pid).children(recursive=True)
     node = [process for process in children if ":Node" in " ".join(process.cmdline())]
     give_core([process for process in children if process not in node], OTHER_CORE)
 
 
 def measure_scale(found: Found, rounds: int) -> None:
-    for n_nodes, cores, name in ((1, (NODE_CORE,), "one"), (2, (), "two")):
+    for n_nodes, cores, name in ((1, (NODE_CORE,), "one"), (2, (NODE_CORE, OTHER_CORE), "two")):
         with warm_cluster(n_nodes, cores) as cluster:
             for number in range(rounds):
                 found[name].append(measure(SCALE, replace(cluster.target, name=name), number))
@@ -102,7 +104,7 @@ def measure_costs(found: Found, rounds: int) -> None:
 
 
 def measure_affinity(found: Found, rounds: int) -> None:
-    for n_nodes, cores in ((1, (NODE_CORE,)), (2, ())):
+    for n_nodes, cores in ((1, (NODE_CORE,)), (2, (NODE_CORE, OTHER_CORE))):
         with warm_cluster(n_nodes, cores) as cluster:
             for _ in range(rounds):
                 if n_nodes == 1:
@@ -123,12 +125,12 @@ def report(found: Found) -> None:
     if "two" in middle:
         print(f"two nodes / one: tokens/s {ratio('tokens_per_second', 'two', 'one'):.3f}")
     if "entry WF" in middle:
-        for figure, number in (("tokens_per_second", 3), ("per_token_p50_ms", 3)):
+        for figure in ("tokens_per_second", "per_token_p50_ms"):
             ratios = [
                 entry[figure] / straight[figure]
                 for entry, straight in zip(found["entry W8"], found["straight W8"], strict=True)
             ]
-            print(f"entry / straight: {figure} {statistics.median(ratios):.{number}f}")
+            print(f"entry / straight: {figure} {statistics.median(ratios):.3f}")
         added = [
             entry["first_token_p50_ms"] - straight["first_token_p50_ms"]
             for entry, straight in zip(found["entry WF"], found["straight WF"], strict=True)

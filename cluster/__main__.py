@@ -42,7 +42,7 @@ def main() -> int:
     parser.add_argument("--host", type=address, default="127.0.0.1", help="address to listen at (default %(default)s)")
     parser.add_argument("--port", type=whole(1, 65_535), default=8000, help="(default %(default)s)")
     parser.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="another name of this host")
-    parser.add_argument("--nodes", type=whole(1, 16), default=2, help="to start on this machine (default %(default)s)")
+    parser.add_argument("--nodes", type=whole(1, 16), help="to start on this machine (default 2)")
     parser.add_argument("--min-nodes", type=whole(1, 10_000), default=1, help="that always serve (default %(default)s)")
     parser.add_argument("--max-nodes", type=whole(1, 10_000), help="that serve at most (default: all that there are)")
     batch_sizes = SERVING_BOUNDS["batch_size"]
@@ -53,6 +53,9 @@ def main() -> int:
         help="requests that a node answers at once (default %(default)s)",
     )
     chosen = parser.parse_args()
+    if chosen.address and chosen.nodes:
+        parser.error("--nodes starts nodes on this machine, and --address uses those of a running cluster")
+    chosen.nodes = chosen.nodes or 2
     try:
         config = ServerConfig.load()
         home = config.home / ".cluster"

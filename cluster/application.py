@@ -1,29 +1,31 @@
 """The Ray Serve application: an entry, and a node on each machine."""
 
 import os
+import time
 
 import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
 from cluster.entry import Entry, EntrySettings
-from cluster.environment import HEAD_RESOURCE, SECONDS_TO_FINISH
+from cluster.environment import APPLICATION, HEAD_RESOURCE, SECONDS_TO_FINISH
 from cluster.model_archive import ModelArchive
 from cluster.node import Node
 from torchserve_client.config import TorchServeError
 from torchserve_client.status import ServingSettings
 
-NAME = "llama"
 HEAD = {HEAD_RESOURCE: 0.001}
+POLL_SECONDS, ALL_NODES_SECONDS = 0.5, 300.0
 MAX_QUEUED = 256  # as job_queue_size in config.properties; more requests are refused with 503
 
 
 def deploy(
     archive: ModelArchive, settings: ServingSettings, folder: str, nodes: tuple[int, int], entry_settings: EntrySettings
 ) -> None:
-    """Deploys to the cluster that this process is connected to, and returns when a node serves.
+    """Deploys to the cluster that this process is connected to.
 
-    folder: of the nodes, on each machine. nodes: the least and the most. Raises TorchServeError if no node can serve.
+    Returns when all nodes serve, or when one does after ALL_NODES_SECONDS. folder: of the nodes, on each machine.
+    nodes: the least and the most. Raises TorchServeError if no node can serve.
     """
     queue = max(1, settings.batch_size // 2)
     least, most = nodes
@@ -54,13 +56,30 @@ def deploy(
     )
     serve.start(proxy_location="Disabled")
     bound = entry.bind(node.bind(archive, settings, folder), entry_settings)
-    try:
-        serve.run(bound, name=NAME, route_prefix=None)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1][:300]
-        advice = f"the logs are in {os.environ['RAY_TMPDIR']}/ray/session_latest/logs/serve"
-        raise TorchServeError(f"The cluster cannot serve ({reason}): {advice}.") from error
+    serve.run_many([serve.RunTarget(bound, APPLICATION, route_prefix=None)], wait_for_applications_running=False)
+    _await_nodes()
 
 
-def count_nodes() -> int:
-    return sum(node["Alive"] for node in ray.nodes())
+def _await_nodes() -> None:
+    """Ray Serve itself would wait for all nodes for ever, so one machine that cannot serve would stop the others."""
+    deadline = time.monotonic() + ALL_NODES_SECONDS
+    while True:
+        application = serve.status().applications[APPLICATION]
+        if application.status == "RUNNING":
+            return
+        is_late = time.monotonic() > deadline
+        if is_late and all(deployment.replica_states.get("RUNNING") for deployment in application.deployments.values()):
+            return
+        if application.status == "DEPLOY_FAILED" or (is_late and application.status == "UNHEALTHY"):
+            reason = " ".join(application.message.split())[-300:]
+            advice = f"the logs are in {os.environ['RAY_TMPDIR']}/ray/session_latest/logs/serve"
+            raise TorchServeError(f"The cluster cannot serve ({reason}): {advice}.")
+        time.sleep(POLL_SECONDS)
+
+
+def machine_names() -> list[str]:
+    """Of all machines of the cluster. Raises TorchServeError if two have the same name: each has a folder by it."""
+    names = sorted(str(machine["NodeName"]) for machine in ray.nodes() if machine["Alive"])
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise TorchServeError(f"Two machines have the name {min(twice)}: start one of them with another --name.")
+    return names

@@ -4,6 +4,7 @@ import logging
 
 import ray
 
+from cluster.environment import APPLICATION
 from torchserve_client.config import TorchServeError
 from torchserve_client.running_server import is_listening
 
@@ -16,7 +17,7 @@ def connect(address: str) -> None:
     if not is_listening(host, int(port)):  # Ray itself would wait for minutes
         raise TorchServeError(f"No Ray listens at {address}: start `python -m cluster.machine` there, or wait for it.")
     try:
-        ray.init(address=address, namespace="llama", log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(address=address, namespace=APPLICATION, log_to_driver=False, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = str(error).strip().partition("\n")[0][:200]
         advice = "start it there with `python -m cluster.machine`, with the same .cluster/ray_token"

@@ -2,8 +2,8 @@
 
     python -m cluster.drain node-2
 
-Returns when the node has no requests any more. Its conversations go to other nodes. Then press Ctrl-C in its
-`python -m cluster.machine`; otherwise the node comes back, as a node of `make cluster` does.
+Returns when its last answer has ended and its TorchServe has stopped. Its conversations go to other nodes. Then press
+Ctrl-C in its `python -m cluster.machine`; otherwise the node comes back, as a node of `make cluster` does.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import sys
 import time
 from typing import Any
 
-from cluster.entry_file import entry_file, read_entry
 from cluster.environment import (
     HEAD_RESOURCE,
     LOOPBACK,
@@ -22,7 +21,6 @@ from cluster.environment import (
     read_address,
 )
 from torchserve_client.config import ServerConfig, TorchServeError
-from torchserve_client.http import REQUEST_TIMEOUT_SECONDS, fetch
 
 POLL_SECONDS = 0.5
 
@@ -33,24 +31,25 @@ def main() -> int:
     parser.add_argument("node", help="its name, as the tab Nodes shows it")
     name = parser.parse_args().node
     try:
-        config = ServerConfig.load()
-        home = config.home / ".cluster"
+        home = ServerConfig.load().home / ".cluster"
         address = read_address(home)
         os.environ |= ray_environment(home) | (loopback_environment() if address.startswith(LOOPBACK) else {})
         from cluster.connection import connect  # Ray reads its environment when it is imported
 
         connect(address)
-        drain(name)
-        wait_until_idle(config, name)
+        wait_until_idle(drain(name))
+    except ImportError as error:
+        print(f"{error.name} is missing: `make cluster` installs it.", file=sys.stderr)
+        return 1
     except TorchServeError as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"{name} answers no requests any more.")
+    print(f"{name} has ended its answers and gets no more.")
     return 0
 
 
-def drain(name: str) -> None:
-    """Raises TorchServeError if there is no such node, or if Ray refuses."""
+def drain(name: str) -> str:
+    """Returns the id of the machine in Ray. Raises TorchServeError if there is no such node, or if Ray refuses."""
     import ray
     from ray._raylet import GcsClient
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason
@@ -64,22 +63,25 @@ def drain(name: str) -> None:
     reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # Ray refuses the other reason for a busy node
     # Ray Serve begins to end the node's replica so long before the deadline as its requests may take.
     deadline_ms = int(1000 * (time.time() + SECONDS_TO_FINISH))
-    accepted, problem = client.drain_node(nodes[name]["NodeID"], reason, "cluster.drain", deadline_ms)
+    node_id = str(nodes[name]["NodeID"])
+    accepted, problem = client.drain_node(node_id, reason, "cluster.drain", deadline_ms)
     if not accepted:
         raise TorchServeError(f"Ray does not drain {name}: {problem}")
+    return node_id
 
 
-def wait_until_idle(config: ServerConfig, name: str) -> None:
-    """Returns when the node has no TorchServe any more. Raises TorchServeError if the cluster does not answer."""
-    entry = read_entry(config.home)
-    if entry is None:
-        raise TorchServeError(f"{entry_file(config.home)} is missing, so {name} cannot be watched: look at its tab.")
-    while "slots" in node_named(name, fetch("GET", f"{entry.url}/cluster", entry.key, REQUEST_TIMEOUT_SECONDS)):
+def wait_until_idle(node_id: str) -> None:
+    """Returns when the replica there has ended: it ends after its answers, and stops its TorchServe."""
+    from ray._private import state
+
+    def has_replica() -> bool:
+        actors = state.actors(actor_state_name="ALIVE").values()
+        return any(
+            actor["Address"]["NodeID"] == node_id and actor["ActorClassName"].endswith(":Node") for actor in actors
+        )
+
+    while has_replica():
         time.sleep(POLL_SECONDS)
-
-
-def node_named(name: str, answer: Any) -> dict[str, Any]:
-    return next((node for node in answer["nodes"] if node["name"] == name), {})
 
 
 if __name__ == "__main__":

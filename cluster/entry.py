@@ -23,10 +23,10 @@ from starlette.routing import Route
 from cluster.affinity import session_key
 from cluster.listening import listen_at_own_address
 from cluster.messages import Cut
-from cluster.node_facts import describe_nodes, reports
-from front.__main__ import listen, make_server
+from cluster.node_facts import describe_nodes, routing
 from front.app import check_key, make_app
 from front.errors import ApiError
+from front.server import listen, make_server
 from front.torchserve import cut
 
 N_TRIES = 4  # nodes that end before an answer has begun
@@ -50,7 +50,7 @@ class Nodes:
         return any(secrets.compare_digest(key.encode(), self._key.encode()) for key in keys)
 
     async def problem(self) -> str:
-        return "" if reports else NO_NODE
+        return "" if routing.reports else NO_NODE
 
     @asynccontextmanager
     async def answer(
@@ -60,7 +60,7 @@ class Nodes:
 
         A node that ends before it has begun to answer is replaced by another one.
         """
-        if not reports:
+        if not routing.reports:
             raise ApiError(503, NO_NODE)
         handle = self._handle.options(session_id=session_key(session, body[0] if body else b""))
         for _ in range(N_TRIES):
@@ -81,6 +81,8 @@ class Nodes:
             raise cut()
         try:
             yield httpx.Response(status, headers=headers, stream=_Pieces(pieces))
+        except httpx.HTTPError as error:
+            raise cut() from error
         finally:
             pieces.cancel()
 
@@ -128,7 +130,8 @@ class Entry:
     async def _describe(self, request: Request) -> JSONResponse:
         """What each node does, for the dashboard. Needs the key."""
         await check_key(self._nodes, request)
-        return JSONResponse({"nodes": await to_thread.run_sync(describe_nodes)})
+        nodes = await to_thread.run_sync(describe_nodes)
+        return JSONResponse({"nodes": nodes, "waiting": routing.n_waiting()})
 
     def check_health(self) -> None:
         """Ray Serve replaces a replica whose check raises."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from torchserve_client.config import TorchServeError
 from torchserve_client.socket_folder import make_socket_folder, socket_folder
 
+APPLICATION = "llama"  # its name in Ray Serve, and that of the namespace
 SECONDS_TO_FINISH = 1200.0  # for the answers of a node that is taken away
 MESSAGE_BYTES = 64 * 2**20  # Ray Serve's own limit of 4 MiB is less than max_request_size in config.properties
 TOKEN_FILE, ADDRESS_FILE = "ray_token", "ray_address"
@@ -44,6 +45,8 @@ def prepare(home: Path) -> None:
     """Makes the folders and the token. Raises TorchServeError if that cannot be done, or if others could read them."""
     try:
         home.mkdir(mode=0o700, exist_ok=True)
+        if home.stat().st_mode & 0o77:
+            raise TorchServeError(f"Other accounts can open {home}: run `chmod 700 {home}`.")
         make_socket_folder(ray_folder(home))
         secret(home / TOKEN_FILE, secrets.token_hex(32))
     except OSError as error:
@@ -51,13 +54,15 @@ def prepare(home: Path) -> None:
 
 
 def secret(file: Path, new: str) -> str:
-    """What the file contains; `new`, if it is made now. Raises OSError, and TorchServeError if others can read it."""
+    """What the file contains; `new`, if it is made now. Raises TorchServeError, also if others can read it."""
     try:
         with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
             opened.write(new)
     except FileExistsError:
         if file.stat().st_mode & 0o77:
             raise TorchServeError(f"Other accounts can read {file}: run `chmod 600 {file}`.") from None
+    except OSError as error:
+        raise TorchServeError(f"{file} cannot be made ({error.strerror}): make that place writable.") from error
     text = file.read_text().strip()
     if not text:
         raise TorchServeError(f"{file} is empty: remove it, and a new one is made.")
@@ -65,8 +70,15 @@ def secret(file: Path, new: str) -> str:
 
 
 def write_address(home: Path, address: str) -> None:
-    """Where the deployed cluster's head is, for programs that come later. (Ray's own search may find another one.)"""
-    (home / ADDRESS_FILE).write_text(address)
+    """Where the deployed cluster's head is, for programs that come later. (Ray's own search may find another one.)
+
+    Raises TorchServeError.
+    """
+    try:
+        (home / ADDRESS_FILE).write_text(address)
+    except OSError as error:
+        problem = f"{home / ADDRESS_FILE} cannot be written ({error.strerror})"
+        raise TorchServeError(f"{problem}: make that place writable.") from error
 
 
 def read_address(home: Path) -> str:

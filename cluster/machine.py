@@ -22,6 +22,7 @@ from torchserve_client.stop_signals import StopRequested, ignore_signals, raise_
 HEAD_PORT = 6379  # Ray's own
 OBJECT_STORE_BYTES = 78_643_200  # Ray's least; only pieces of answers pass through it
 RESTART_SECONDS = 2.0
+LEAST_SECONDS = 20.0  # a Ray that ends earlier has not run: its port is taken, its token is wrong, its head is away
 
 
 def main() -> int:
@@ -47,11 +48,18 @@ def run(chosen: argparse.Namespace) -> NoReturn:
     home = ServerConfig.load().home / ".cluster"
     if chosen.address and not (home / TOKEN_FILE).exists():
         raise TorchServeError(f"Copy the head's {TOKEN_FILE} to {home / TOKEN_FILE} first: every connection needs it.")
+    if not ray_program().is_file():
+        raise TorchServeError("Ray is missing: run `.venv/bin/pip install -r cluster/requirements.txt`.")
     prepare(home)
     raise_on_signals()
     environment = os.environ | ray_environment(home) | {"PYTHONPATH": str(PROJECT)}
+    has_run = False
     while True:
+        began = time.monotonic()
         run_until_end(ray_command(chosen.address, chosen.ip, chosen.name), environment)
+        has_run = has_run or time.monotonic() - began > LEAST_SECONDS
+        if not has_run:
+            raise TorchServeError(f"Ray cannot run on {chosen.name}: correct what it says above, and start this again.")
         print(f"Ray has ended on {chosen.name} and is started again.", flush=True)
         time.sleep(RESTART_SECONDS)
 
@@ -71,8 +79,12 @@ def run_until_end(command: list[str], environment: dict[str, str]) -> None:
         raise
 
 
+def ray_program() -> Path:
+    return Path(sys.executable).with_name("ray")
+
+
 def ray_command(address: str | None, ip: str | None, name: str) -> list[str]:
-    command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
+    command = [str(ray_program()), "start", "--block", "--disable-usage-stats"]
     command += ["--node-name", name, "--object-store-memory", str(OBJECT_STORE_BYTES)]
     if ip:
         command += ["--node-ip-address", ip]

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import ray
 import yaml
+from ray.exceptions import GetTimeoutError, RayError
 
 from torchserve_client.archives import CONTINUOUS_ARCHIVE, read_archive
 from torchserve_client.config import ServerConfig, TorchServeError
 
 PIECE_BYTES = 16 * 2**20
+PIECE_SECONDS = 300.0
 CONFIG_FILE = "model-config.yaml"
 
 
@@ -34,23 +36,35 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class ModelArchive:
-    """content: of llamacpp.tar.gz. model_path: of the GGUF on the machine `source_ip`."""
+    """content: of llamacpp.tar.gz. model_path: of the GGUF on the machine `source_ip`, and changed_ns: its time."""
 
     content: bytes
     model_path: Path
     model_bytes: int
     model_sha256: str
-    source_ip: str
+    changed_ns: int
+    source_ip: str = ""
 
-    def install(self, config: ServerConfig) -> None:
-        """Puts the archive into the node's model store. Raises TorchServeError if the GGUF cannot be brought."""
+    def install(self, config: ServerConfig) -> bool:
+        """Puts the archive into the node's model store; returns whether it was another one.
+
+        Raises TorchServeError if the GGUF cannot be brought.
+        """
         config.model_store.mkdir(mode=0o700, exist_ok=True)
         content = self.content
-        if not (self.model_path.is_file() and self.model_path.stat().st_size == self.model_bytes):
+        if not self._is_here():
             content = with_model_path(content, self._copy(config.home / "models"))
         archive = config.model_store / CONTINUOUS_ARCHIVE
-        if not archive.is_file() or archive.read_bytes() != content:
-            archive.write_bytes(content)
+        if archive.is_file() and archive.read_bytes() == content:
+            return False
+        archive.write_bytes(content)
+        return True
+
+    def _is_here(self) -> bool:
+        """Whether this machine has the same GGUF at the same path. A shared folder's file has the same time as well."""
+        if not self.model_path.is_file() or self.model_path.stat().st_size != self.model_bytes:
+            return False
+        return self.model_path.stat().st_mtime_ns == self.changed_ns or sha256_of(self.model_path) == self.model_sha256
 
     def _copy(self, folder: Path) -> Path:
         """The path of the copy, which stays for the next start."""
@@ -63,13 +77,20 @@ class ModelArchive:
         part, digest = path.with_suffix(".part"), hashlib.sha256()
         with part.open("wb") as file:
             for offset in range(0, self.model_bytes, PIECE_BYTES):
-                piece = ray.get(source.read.remote(offset))
+                piece = self._received(source.read.remote(offset))
                 digest.update(piece)
                 file.write(piece)
         if digest.hexdigest() != self.model_sha256:
             part.unlink()
             raise TorchServeError(f"{self.model_path} changed while it was copied: deploy again.")
         return part.rename(path)
+
+    def _received(self, piece: ray.ObjectRef) -> bytes:
+        try:
+            return bytes(ray.get(piece, timeout=PIECE_SECONDS))
+        except (GetTimeoutError, RayError) as error:
+            problem = f"{self.model_path} cannot be copied from {self.source_ip} ({type(error).__name__})"
+            raise TorchServeError(f"{problem}: put the file at the same path on this machine.") from error
 
 
 def packaged(config: ServerConfig) -> ModelArchive:
@@ -80,9 +101,13 @@ def packaged(config: ServerConfig) -> ModelArchive:
     path = read_archive(file).model_path
     if path is None or not path.is_file():
         raise TorchServeError(f"The model of {file} is missing ({path}): run `make package` first.")
-    with path.open("rb") as model:
-        sha256 = hashlib.file_digest(model, "sha256").hexdigest()
-    return ModelArchive(file.read_bytes(), path, path.stat().st_size, sha256, ray.util.get_node_ip_address())
+    facts = path.stat()
+    return ModelArchive(file.read_bytes(), path, facts.st_size, sha256_of(path), facts.st_mtime_ns)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def with_model_path(content: bytes, path: Path) -> bytes:

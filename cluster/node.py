@@ -45,21 +45,24 @@ class Node:
 
     async def __init__(self, archive: ModelArchive, settings: ServingSettings, folder: str) -> None:  # type: ignore[misc]
         # Ray Serve awaits it, in the event loop of the requests.
+        self._owns_torchserve = False
         listen_at_own_address()
         self._name, self._settings = node_name(), settings
         self._config = prepare_home(node_home(folder, self._name))
         self._lifetime = contextlib.ExitStack()
         self._lifetime.enter_context(file_lock(self._config.home / OWNER_LOCK, OWNER_SECONDS))
-        archive.install(self._config)
+        self._owns_torchserve = True
+        is_new = archive.install(self._config)
         start_watching(self._config)
         start(self._config)
-        _serve(self._config, settings)
+        _serve(self._config, settings, is_new)
         server = find_server(self._config)
         self._processes = [server, *worker_processes(self._config, server)] if server else []
         self._torchserve = TorchServe(self._config)
         await self._torchserve.read_key()  # it lasts as long as this TorchServe
         self._snapshots: deque[MetricsSnapshot] = deque(maxlen=N_SNAPSHOTS)
         self._answered_at = time.monotonic()
+        self._n_accepted = 0
         self._tasks = [asyncio.create_task(self._end_with_torchserve()), asyncio.create_task(self._observe())]
 
     async def answer(self, path: str, body: tuple[bytes, str] | None) -> AsyncIterator[Head | bytes]:
@@ -67,6 +70,7 @@ class Node:
 
         Closing the generator disconnects from TorchServe, which frees the slot.
         """
+        self._n_accepted += 1
         try:
             async with self._torchserve.answer(path, body) as answer:
                 if answer.status_code >= 500:
@@ -77,6 +81,8 @@ class Node:
         except ApiError as error:  # TorchServe does not answer, or has ended
             self._end_if_broken()
             raise Cut from error
+        finally:
+            self._n_accepted -= 1
 
     async def _end_with_torchserve(self) -> None:
         while True:
@@ -102,11 +108,13 @@ class Node:
 
     async def record_routing_stats(self) -> dict[str, Any]:
         """Ray Serve asks for it regularly and sends it to the entry: what the node does."""
-        return NodeFacts.of(self._name, self._settings.batch_size, tuple(self._snapshots), time.time()).to_dict()
+        slots, snapshots = self._settings.batch_size, tuple(self._snapshots)
+        return NodeFacts.of(self._name, slots, self._n_accepted, snapshots, time.time()).to_dict()
 
     def __del__(self) -> None:
         """Ray Serve calls it when the node is no longer needed and its requests have finished."""
-        stop(self._config)
+        if self._owns_torchserve:  # Ray Serve calls it also when the constructor has failed
+            stop(self._config)
 
 
 def _runs(process: psutil.Process) -> bool:
@@ -120,11 +128,14 @@ def node_name() -> str:
     return next(str(node["NodeName"]) for node in ray.nodes() if node["NodeID"] == here)
 
 
-def _serve(config: ServerConfig, settings: ServingSettings) -> None:
-    """Registers the model, unless the TorchServe of the replica before this one serves it already."""
+def _serve(config: ServerConfig, settings: ServingSettings, is_new: bool) -> None:
+    """Registers the model, unless the TorchServe of the replica before this one serves it already.
+
+    is_new: whether the archive is another one than that TorchServe has registered.
+    """
     management = ManagementClient(config)
     status = management.describe()
-    if status and (status.settings != settings or status.phase == "failed"):
+    if status and (is_new or status.settings != settings or status.phase == "failed"):
         management.unregister()
         status = None
     if status is None:

@@ -5,11 +5,12 @@ import os
 import secrets
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import ray
 
-from cluster.application import count_nodes, deploy
+from cluster.application import deploy, machine_names
 from cluster.connection import connect
 from cluster.embedded import EmbeddedCluster, HeadEnded
 from cluster.entry import EntrySettings
@@ -17,7 +18,7 @@ from cluster.entry_file import ClusterEntry, remove_entry, write_entry
 from cluster.environment import LOOPBACK, secret, write_address
 from cluster.model_archive import ModelArchive, packaged
 from cluster.torchserve_home import node_home
-from front.__main__ import listen
+from front.server import listen
 from front.torchserve import max_body_bytes
 from torchserve_client.config import ServerConfig, TorchServeError
 from torchserve_client.file_lock import file_lock
@@ -79,12 +80,19 @@ def _run_embedded(
     finally:
         ignore_signals()
         print("Stopping the cluster …", flush=True)
+        remove_entry(config.home, entry)
         cluster.stop()
         for name in cluster.names:
-            file = node_home(str(home), name) / "config.properties"
-            if file.exists():
-                stop(ServerConfig.load(file))
-        remove_entry(config.home, entry)
+            _stop_torchserve(node_home(str(home), name) / "config.properties")
+
+
+def _stop_torchserve(config_file: Path) -> None:
+    """Says what is wrong if that fails, so that the other nodes are stopped all the same."""
+    try:
+        if config_file.exists():
+            stop(ServerConfig.load(config_file))
+    except TorchServeError as error:
+        print(error, file=sys.stderr)
 
 
 def _deploy(
@@ -96,10 +104,12 @@ def _deploy(
     config: ServerConfig,
 ) -> None:
     connect(address)
-    n_nodes = chosen.max_nodes or count_nodes()
+    names = machine_names()
+    n_nodes = chosen.max_nodes or len(names)
+    print(f"Deploying to {', '.join(names)} …", flush=True)
     hosts = ("127.0.0.1", "localhost", "[::1]", chosen.host, *chosen.allow_host)
     deploy(
-        archive,
+        replace(archive, source_ip=ray.util.get_node_ip_address()),
         ServingSettings(chosen.batch_size, 0, 1),
         folder,
         (min(chosen.min_nodes, n_nodes), n_nodes),

@@ -28,6 +28,7 @@ def prepare_home(folder: Path) -> ServerConfig:
         "model_store": "model_store",
         "grpc_inference_address": "127.0.0.1",
         "grpc_management_address": "127.0.0.1",
+        "token_expiration_min": 52_560_000,  # a hundred years: no client has these keys, only the replica
     }
     return write_config_copy(config_file(), file, free_ports(N_PORTS), changes)
 

@@ -7,17 +7,12 @@ The TorchServe of config.properties (or TS_CONFIG_FILE) answers. Clients send it
 import argparse
 import contextlib
 import re
-import socket
 import sys
 
-import uvicorn
-from starlette.applications import Starlette
-
 from front.app import make_app
+from front.server import listen, make_server
 from front.torchserve import TorchServe
 from torchserve_client.config import ServerConfig, TorchServeError
-
-STOP_SECONDS = 5  # answers that are open when the front stops may end within this time
 
 
 def origin(text: str) -> str:
@@ -54,28 +49,6 @@ def main(arguments: list[str] | None = None) -> int:
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it after an orderly end
         server.run([listener])
     return 0
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """An open port, before any message says so. Raises OSError and OverflowError."""
-    return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-
-
-def make_server(app: Starlette) -> uvicorn.Server:
-    """The server for a port of `listen`."""
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,
-            http="h11",  # strict; uvicorn would take httptools where it is installed
-            ws="none",
-            log_config=None,  # uvicorn's would close the handlers of the program that it runs in
-            log_level="warning",
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            timeout_graceful_shutdown=STOP_SECONDS,
-        )
-    )
 
 
 if __name__ == "__main__":

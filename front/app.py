@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from front.body import read_body
 from front.errors import WITHOUT_V1, ApiError, api_path, error_response, invalid_key
-from front.torchserve import KEY_COMMAND, cut
+from front.torchserve import cut
 from front.upstream import SESSION_HEADER, Upstream
 from front.web_pages import KnownHosts, KnownOrigins
 from torchserve_client.http import refusal
@@ -49,7 +49,7 @@ class Relay:
                     if answer.headers.get("content-type", "").startswith("text/event-stream"):
                         return await _pass_on(answer, path, send)
                     await answer.aread()
-                await _whole(answer)(scope, receive, send)
+                await _whole(answer, self._upstream.key_command)(scope, receive, send)
             except CancelledError as error:
                 if cancel_scope.cancel_called:
                     raise
@@ -91,13 +91,13 @@ async def _pass_on(answer: httpx.Response, path: str, send: Send) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-def _whole(answer: httpx.Response) -> Response:
+def _whole(answer: httpx.Response, key_command: str) -> Response:
     """An answer that is not streamed. Raises ApiError for an error of TorchServe itself."""
     status, is_error_object = answer.status_code, answer.content.startswith(ERROR_OBJECTS)
     if status >= 400 and not is_error_object:
         refused = refusal(status, answer.content)
         if refused.type == "InvalidKeyException":
-            raise invalid_key(KEY_COMMAND)
+            raise invalid_key(key_command)
         raise ApiError(status, str(refused), "model_not_found" if status == 404 else None)
     # A model that fails after TorchServe has sent its status answers 200 with an error object.
     return Response(answer.content, 500 if status == 200 and is_error_object else status, _headers(answer))

@@ -21,7 +21,7 @@ WAIT_SECONDS = 1.0  # of a page; the answer is there for its next refresh
 MAX_AGE_SECONDS = 1.0  # several pages share one query
 STALE_SECONDS = 10.0  # a busy cluster may answer late; after this time the last answer says nothing about now
 
-NodeState = Literal["serving", "starting", "draining", "gone"]
+NodeState = Literal["serving", "starting", "idle", "draining", "gone"]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
 
 
@@ -47,13 +47,18 @@ class ClusterNode:
 @dataclass(frozen=True, slots=True)
 class _Answer:
     nodes: Annotated[tuple[ClusterNode, ...], msgspec.Meta(max_length=10_000)]
+    waiting: Count = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The nodes in the cluster's order. problem: why they are not known, in Markdown; "" if they are."""
+    """The nodes in the cluster's order. problem: why they are not known, in Markdown; "" if they are.
+
+    waiting: requests that no node has accepted yet.
+    """
 
     nodes: tuple[ClusterNode, ...] = ()
+    waiting: int = 0
     problem: str = ""
 
 
@@ -92,7 +97,8 @@ class ClusterNodes:
         url = self._entry.url
         try:
             text = fetch_text("GET", f"{url}/cluster", self._entry.key, TIMEOUT_SECONDS)
-            return Reading(msgspec.json.decode(text, type=_Answer).nodes)
+            answer = msgspec.json.decode(text, type=_Answer)
+            return Reading(answer.nodes, answer.waiting)
         except ServerUnreachable:
             return Reading(problem=f"No cluster answers at {url}. {self._next_step}")
         except RequestRefused as refusal:

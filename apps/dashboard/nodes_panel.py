@@ -7,7 +7,7 @@ from typing import Literal
 
 import streamlit as st
 
-from apps.dashboard.cluster_nodes import ClusterNode, ClusterNodes, NodeState
+from apps.dashboard.cluster_nodes import ClusterNode, ClusterNodes, NodeState, Reading
 from apps.dashboard.connect_panel import key_command
 from apps.dashboard.wording import counted, megabytes
 from apps.shared.labels import as_label
@@ -22,6 +22,7 @@ SPACE = "\u00a0"  # no line breaks at it in a narrow column
 BADGES: dict[NodeState, str] = {
     "serving": ":green-badge[:material/check_circle: serving]",
     "starting": ":blue-badge[:material/hourglass_top: starting]",
+    "idle": ":gray-badge[:material/bedtime: idle]",
     "draining": ":orange-badge[:material/logout: draining]",
     "gone": ":red-badge[:material/cancel: gone]",
 }
@@ -49,7 +50,7 @@ def _show(config: ServerConfig) -> None:
     if reading.problem:
         st.error(reading.problem, icon=":material/error:")
     elif reading.nodes:
-        _show_sums(reading.nodes)
+        _show_sums(reading)
         _show_table(reading.nodes)
         _show_problems(reading.nodes)
     else:
@@ -68,12 +69,15 @@ def _has_report(node: ClusterNode) -> bool:
     return node.slots > 0 and node.state != "gone"
 
 
-def _show_sums(nodes: tuple[ClusterNode, ...]) -> None:
+def _show_sums(reading: Reading) -> None:
+    nodes = reading.nodes
     reports = [node for node in nodes if _has_report(node)]
     serving = sum(node.state == "serving" for node in nodes)
     requests, slots = sum(node.requests for node in reports), sum(node.slots for node in reports)
-    waiting = sum(node.waiting for node in reports)
-    color: Literal["green", "orange"] = "green" if serving == len(nodes) else "orange"
+    waiting = reading.waiting + sum(node.waiting for node in reports)
+    color: Literal["green", "orange"] = (
+        "green" if all(node.state in ("serving", "idle") for node in nodes) else "orange"
+    )
     with st.container(horizontal=True, gap="xsmall", key="node_sums"):
         st.badge(f"{serving:,} of {counted(len(nodes), 'node')} serving", color=color)
         st.badge(f"{requests:,} of {counted(slots, 'slot')} busy", color="blue" if requests else "gray")
@@ -90,7 +94,10 @@ def _show_table(nodes: tuple[ClusterNode, ...]) -> None:
     st.table([_row(node) for node in shown[:MOST_ROWS]], hide_index=True)
     if len(nodes) > MOST_ROWS:
         st.caption(f"{MOST_ROWS} of {len(nodes):,} nodes: first those that do not serve, then the busiest.")
-    st.caption("Cached: the share of the prompt tokens of the last minutes that a node had in its KV cache.")
+    st.caption(
+        "Cached: the share of the prompt tokens of the last minutes that a node had in its KV cache. "
+        "An idle machine's node starts when the others are busy for a while."
+    )
 
 
 def _row(node: ClusterNode) -> dict[str, str]:

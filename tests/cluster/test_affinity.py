@@ -48,11 +48,9 @@ def test_other_apis_have_conversations_as_well(first: dict[str, Any], second: di
     assert key(first) == key(second) != ""
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b"1", b'{"messages": 1.5e999}', b'{"a": ' + b"[" * 100_000, b"\xff", b'{"model": "a"}']
-)
-def test_a_body_without_a_conversation_has_a_key_of_its_own_or_none(body: bytes) -> None:
-    assert session_key("", body) in ("", session_key("", body))
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"1", b'{"a": ' + b"[" * 100_000, b"\xff", b'{"model": "a"}'])
+def test_a_body_without_a_conversation_has_no_key(body: bytes) -> None:
+    assert session_key("", body) == ""
 
 
 def test_a_key_contains_nothing_of_the_text() -> None:

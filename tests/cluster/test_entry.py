@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from front.app import make_app
 from front.errors import ApiError
 
 pytest.importorskip("ray", reason="Ray is not installed: `make cluster-test` installs it")
@@ -14,9 +15,9 @@ pytest.importorskip("ray", reason="Ray is not installed: `make cluster-test` ins
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError
 
-from cluster import entry
 from cluster.entry import N_TRIES, Nodes
 from cluster.messages import Cut, Head
+from cluster.node_facts import routing
 
 HEAD = Head(200, {"content-type": "text/event-stream"})
 
@@ -61,7 +62,7 @@ class Handle:
 
 @pytest.fixture(autouse=True)
 def _one_node_serves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entry, "reports", [{"name": "node-1"}])
+    monkeypatch.setattr(routing, "reports", [{"name": "node-1"}])
 
 
 def received(handle: Handle, session: str = "") -> bytes:
@@ -86,7 +87,7 @@ def test_full_nodes_are_a_503_with_a_time_to_wait() -> None:
 
 
 def test_without_a_node_the_request_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entry, "reports", [])
+    monkeypatch.setattr(routing, "reports", [])
     with pytest.raises(ApiError, match="No node serves now") as refusal:
         received(Handle([HEAD]))
     assert refusal.value.status_code == 503 and refusal.value.headers == {"Retry-After": "1"}
@@ -105,11 +106,25 @@ def test_after_some_nodes_the_request_is_answered_with_an_error() -> None:
 
 
 @pytest.mark.parametrize("error", [ActorDiedError, Cut])
-def test_an_answer_that_is_cut_raises_and_does_not_begin_again(error: Callable[[], Exception]) -> None:
-    handle = Handle([HEAD, b"data: 1\n\n", error()])
-    with pytest.raises(httpx.ReadError):
+def test_a_whole_answer_that_is_cut_is_an_error_and_does_not_begin_again(error: Callable[[], Exception]) -> None:
+    handle = Handle([Head(200, {"content-type": "application/json"}), b'{"choices": ', error()])
+    with pytest.raises(ApiError, match="The answer was cut") as refusal:
         received(handle)
-    assert len(handle.made) == 1
+    assert refusal.value.status_code == 502 and len(handle.made) == 1
+
+
+def test_a_stream_that_is_cut_ends_with_an_event_that_says_so() -> None:
+    handle = Handle([HEAD, b"data: 1\n\n", ActorDiedError()])
+    app = make_app(Nodes(handle, "key", 1000), ["cluster"], [])
+
+    async def receive() -> str:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://cluster") as client:
+            headers = {"Authorization": "Bearer key"}
+            return (await client.post("/v1/chat/completions", json={"messages": []}, headers=headers)).text
+
+    assert asyncio.run(receive()).startswith(
+        'data: 1\n\n\n\nevent: error\ndata: {"error": {"message": "The answer was cut'
+    )
 
 
 def test_requests_of_a_session_have_one_key() -> None:

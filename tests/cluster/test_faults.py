@@ -119,8 +119,9 @@ def test_the_end_of_serves_controller_disturbs_nobody(cluster: RunningCluster) -
     assert programs("ServeReplica:llama:Entry") == [entry]
 
 
-def test_a_drained_node_ends_its_answers_and_gets_no_more(cluster: RunningCluster) -> None:
+def test_a_drained_node_ends_its_answers_before_it_is_reported_as_drained(cluster: RunningCluster) -> None:
     wait_until(cluster.serves, REPAIR_SECONDS, "all nodes serve")
+    server = wait_until(lambda: cluster.server("node-2"), what="TorchServe")
     outcomes = []
 
     def drain() -> None:
@@ -128,6 +129,7 @@ def test_a_drained_node_ends_its_answers_and_gets_no_more(cluster: RunningCluste
         outcomes.append(
             subprocess.run(command, cwd=PROJECT, env=cluster.environment, capture_output=True, text=True, check=False)
         )
+        assert server is not None and not server.is_running()
 
     samples = stream_all(cluster, drain, "drain")
     assert [sample.error for sample in samples] == [None] * N_CLIENTS

@@ -66,7 +66,8 @@ def test_an_archive_for_a_copied_model_differs_in_the_path_only(tmp_path: Path) 
 
     model = tmp_path / "model.gguf"
     model.write_bytes(b"GGUF")
-    ModelArchive(made.getvalue(), model, 4, "", "127.0.0.1").install(config)
+    packed = ModelArchive(made.getvalue(), model, 4, "", model.stat().st_mtime_ns)
+    assert packed.install(config) and not packed.install(config), "the second time it is there"
     assert (config.model_store / "llamacpp.tar.gz").read_bytes() == made.getvalue()
 
 
@@ -76,7 +77,7 @@ class FakeRay:
     def remote(self, **_: object) -> Any:
         return lambda kind: SimpleNamespace(remote=lambda *args: RemoteObject(kind(*args)))
 
-    def get(self, value: Any) -> Any:
+    def get(self, value: Any, timeout: float) -> Any:
         return value
 
 
@@ -99,12 +100,13 @@ def test_a_model_that_the_node_lacks_is_copied_in_pieces_and_checked(
     source, content = tmp_path / "model.gguf", b"GGUF and weights"
     source.write_bytes(content)
     sha256 = hashlib.sha256(content).hexdigest()
-    archive = model_archive.ModelArchive(b"", source, len(content), sha256, "10.0.0.1")
+    archive = model_archive.ModelArchive(b"", source, len(content), sha256, 0, "10.0.0.1")
     copy = archive._copy(tmp_path / "models")
     assert copy.read_bytes() == content and [copy] == list((tmp_path / "models").iterdir())
 
     source.write_bytes(b"GGUF and other weights"[: len(content)])
     assert archive._copy(tmp_path / "models") == copy, "the copy is used again"
+    assert not archive._is_here(), "another model of the same size and path is no copy"
     with pytest.raises(TorchServeError, match=r"model\.gguf changed while it was copied: deploy again"):
         archive._copy(tmp_path / "others")
     assert list((tmp_path / "others").iterdir()) == []
@@ -136,8 +138,9 @@ def test_a_machine_that_is_stopped_first_stops_its_ray(tmp_path: Path) -> None:
         "time.sleep(60)\n"
     )
     program = (
-        "import os, sys\n"
+        "import pathlib, sys\n"
         "from cluster import machine\n"
+        "machine.ray_program = lambda: pathlib.Path(sys.executable)\n"
         f"machine.ray_command = lambda *_: [sys.executable, {str(ray)!r}]\n"
         "sys.exit(machine.main())\n"
     )
@@ -158,8 +161,8 @@ def test_figures_of_a_torchserve_that_has_stopped_answering_are_not_those_of_now
     from cluster.node_facts import NodeFacts
 
     snapshots = [MetricsSnapshot(at, {}, (ProcessSample("9000", 7, 0.0, 0.0, 5_000),)) for at in (100.0, 102.0)]
-    facts = NodeFacts.of("node-1", 8, snapshots, 104.0)
-    assert (facts.slots, facts.memory_bytes, facts.problem) == (8, 5_000, "")
-    facts = NodeFacts.of("node-1", 8, snapshots, 117.0)
+    facts = NodeFacts.of("node-1", 8, 11, snapshots, 104.0)
+    assert (facts.slots, facts.waiting, facts.memory_bytes, facts.problem) == (8, 3, 5_000, "")
+    facts = NodeFacts.of("node-1", 8, 11, snapshots, 117.0)
     assert (facts.slots, facts.memory_bytes) == (0, 0)
     assert facts.problem == "Its TorchServe has not answered for 15 s."

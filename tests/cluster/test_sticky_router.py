@@ -69,6 +69,14 @@ def test_a_new_conversation_goes_to_the_less_loaded_of_its_two_nodes() -> None:
     assert {router.first(session) for session in SESSIONS} == {node("b")}
 
 
+def test_when_a_conversations_nodes_are_full_the_others_are_tried_the_least_loaded_first() -> None:
+    router = Router("a", "b", "c", "d")
+    ranked = router._lookup_ranked_replicas("conversation")
+    first, second, *others = ranked
+    router.load = {first: 12, second: 11, others[0]: 7, others[1]: 3}
+    assert router._lookup_ranked_replicas("conversation") == [second, first, others[1], others[0]]
+
+
 def test_a_conversation_stays_whatever_the_load() -> None:
     router = Router("a", "b")
     chosen = {session: router.route(session) for session in SESSIONS}

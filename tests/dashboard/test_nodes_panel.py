@@ -65,10 +65,10 @@ def test_sums_are_those_of_the_nodes_that_report(cluster: Cluster) -> None:
     cluster.write_entry()
     busy = node("b", requests=8, waiting=2, tokens_per_second=100, cached_share=None)
     silent = {"name": "d", "state": "starting"}
-    cluster.server.cluster = 200, answer(node("a"), busy, node("c", "gone", waiting=50), silent)
+    cluster.server.cluster = 200, answer(node("a"), busy, node("c", "gone", waiting=50), silent, waiting=3)
     page = opened()
 
-    sums = ("2 of 4 nodes serving", "11 of 16 slots busy", "2 requests waiting", "145 tokens/s", "1,837 MB")
+    sums = ("2 of 4 nodes serving", "11 of 16 slots busy", "5 requests waiting", "145 tokens/s", "1,837 MB")
     assert [part for part in sums if part not in text_of(page)] == []
     table = page.table[0].value
     assert [cell.split() for cell in table["Slots busy"]] == [["3", "of", "8"], ["8", "of", "8"], [], []]

@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from front.__main__ import listen, make_server
 from front.app import make_app
+from front.server import listen, make_server
 from front.torchserve import TorchServe
 from tests.front.upstream import KEY, Upstream
 from tests.support.scripted_server import write_keys

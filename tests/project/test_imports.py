@@ -76,7 +76,7 @@ LIBRARIES = {
     "torch": set(),
     "tqdm": {"package_llama.console"},
     "ts": {"llama_cpp_handler", "llama_cpp_worker.metrics", "llama_cpp_worker.torchserve_worker"},
-    "uvicorn": {"front.__main__"},
+    "uvicorn": {"front.server"},
     "urllib3": {"torchserve_client.http", "torchserve_client.streaming"},
 }
 

@@ -18,5 +18,5 @@ def node(name: str, state: str = "serving", **fields: Any) -> dict[str, Any]:
     }
 
 
-def answer(*nodes: dict[str, Any]) -> str:
-    return json.dumps({"nodes": nodes})
+def answer(*nodes: dict[str, Any], waiting: int = 0) -> str:
+    return json.dumps({"nodes": nodes, "waiting": waiting})
