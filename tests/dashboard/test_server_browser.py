@@ -4,7 +4,6 @@ What needs no browser is in test_server_app.py.
 """
 
 import io
-import json
 import re
 import subprocess
 import sys
@@ -369,20 +368,29 @@ def test_idle_page_costs_little(browser: Browser, tmp_path: Path) -> None:
             app = port_owner(int(url.rpartition(":")[2]))
             assert app
             for _ in range(5):  # on a busy machine the first measurements may contain the start of the page
+                python_seconds = seconds_of_python()
                 begun, cpu, requests = time.monotonic(), sum(app.cpu_times()[:2]), count_requests(config)
                 page.wait_for_timeout(MEASURED_SECONDS * 1000)
                 seconds = time.monotonic() - begun
                 cpu_share = (sum(app.cpu_times()[:2]) - cpu) / seconds
                 rate = (count_requests(config) - requests) / seconds
-                print(f"{100 * cpu_share:.1f} % of a core, {rate:.2f} requests/s to TorchServe")
-                if cpu_share < 0.05 and rate <= 2:
+                cost = cpu_share / python_seconds
+                print(f"{100 * cpu_share:.1f} % of a core, {cost:.2f} x Python, {rate:.2f} requests/s to TorchServe")
+                if cost < 1 / 4 and rate <= 2:
                     break
             page.close()
     finally:
         torchserve_process.stop(config)
 
-    assert cpu_share < 0.05
+    assert cost < 1 / 4
     assert 0 < rate <= 2
+
+
+def seconds_of_python() -> float:
+    """CPU time of a fixed piece of work. Where it takes 0.2 s, the page takes 5 % of a core at most; more elsewhere."""
+    begun = time.process_time()
+    assert sum(number % 7 for number in range(5_000_000)) > 0
+    return time.process_time() - begun
 
 
 def count_requests(config: ServerConfig) -> int:

@@ -16,7 +16,11 @@ Scheme = Literal["light", "dark"]
 SCHEMES: tuple[Scheme, ...] = ("light", "dark")
 BACKGROUNDS = {"light": "rgb(255, 255, 255)", "dark": "rgb(19, 24, 23)"}  # .streamlit/config.toml
 
-AT_ONCE = "*, *::before, *::after { transition: none !important; }"  # else colours are measured while they change
+# Else colours are measured while they change: for a theme, and during a run of the script, which may begin at any time.
+AT_ONCE = """
+*, *::before, *::after { transition: none !important; }
+[data-stale=true] { opacity: 1 !important; }
+"""
 # An expander that is still opening covers what is in it.
 ANIMATIONS_END = """() => Promise.all(
     document.getAnimations()
