@@ -4,6 +4,7 @@ What needs no browser is in test_server_app.py.
 """
 
 import io
+import json
 import re
 import subprocess
 import sys
