@@ -29,7 +29,8 @@ class Routing:
     n_waiting: Callable[[], int] = lambda: 0
 
 
-routing = Routing()  # here, because Ray Serve copies the router's own module into each process
+# The router uses its full name: Ray Serve copies the router's own module into each process, and each name in it.
+routing = Routing()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from ray.serve._private.request_router.common import PendingRequest
 from ray.serve._private.request_router.replica_wrapper import RunningReplica
 from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 
-from cluster.node_facts import routing
+from cluster import node_facts
 
 N_CONVERSATIONS = 100_000  # the last ones; about 300 bytes each
 N_OTHERS = 8  # nodes that are tried when those of the ring are full
@@ -29,11 +29,11 @@ class StickyRouter(ConsistentHashRouter):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._last: OrderedDict[str, ReplicaID] = OrderedDict()  # conversation -> node, the oldest first
-        routing.n_waiting = self._n_waiting
+        node_facts.routing.n_waiting = self._n_waiting
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         super().update_replicas(replicas)
-        routing.reports = [replica.routing_stats for replica in replicas]
+        node_facts.routing.reports = [replica.routing_stats for replica in replicas]
 
     def _n_waiting(self) -> int:
         return sum(not request.future.done() for request in self._pending_requests_to_fulfill)
