@@ -5,11 +5,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class TwoNodes:
-    """One measurement of `scenarios.two_nodes` with real nodes. Cached shares are of all turns, first ones included."""
+    """Of `scenarios.two_nodes` with real nodes: medians. Cached shares are of all turns, first ones included."""
 
-    date: str
-    machine: str
-    command: str
     one_node: float
     by_session: float
     random: float
@@ -26,4 +23,11 @@ class TwoNodes:
         )
 
 
-TWO_NODES: TwoNodes | None = None
+# `python -m benchmarks.cluster_speed affinity --repeats 1 --rounds 2`, 2026-11-27, shared VM, 2 x86-64 cores (AMD EPYC).
+TWO_NODES = TwoNodes(
+    one_node=0.719,
+    by_session=0.715,
+    random=0.511,
+    first_token_p50_by_session=1.886,
+    first_token_p50_random=2.816,
+)
