@@ -77,11 +77,19 @@ def give_core(processes: list[psutil.Process], core: int) -> None:
             psutil.Process(thread.id).cpu_affinity([core])
 
 
-def split_cores(cluster: RunningCluster) -> None:
-    """The node and its TorchServe stay on one core; Ray and the entry get the other one."""
+def split_cores(cluster: RunningCluster) -> psutil.Process:
+    """The node and its TorchServe stay on one core; Ray and the entry get the other one. Returns the node's replica."""
     children = psutil.Process(cluster.process.pid).children(recursive=True)
-    node = [process for process in children if ":Node" in " ".join(process.cmdline())]
-    give_core([process for process in children if process not in node], OTHER_CORE)
+    (node,) = [process for process in children if ":Node" in " ".join(process.cmdline())]
+    give_core([process for process in children if process != node], OTHER_CORE)
+    return node
+
+
+def with_cpu_share(process: psutil.Process, workload: Workload, target: Target, tag: object) -> Figures:
+    """`measure`, and the share of a core that the process takes meanwhile: it varies less than tokens/s."""
+    begun, cpu = time.monotonic(), sum(process.cpu_times()[:2])
+    figures = measure(workload, target, tag)
+    return {**figures, "cpu_share": (sum(process.cpu_times()[:2]) - cpu) / (time.monotonic() - begun)}
 
 
 def measure_scale(found: Found, rounds: int) -> None:
@@ -93,14 +101,14 @@ def measure_scale(found: Found, rounds: int) -> None:
 
 def measure_costs(found: Found, rounds: int) -> None:
     with warm_cluster(1, (NODE_CORE,)) as cluster:
-        split_cores(cluster)
+        node = split_cores(cluster)
         targets = [
             replace(torchserve_target(cluster.config("node-1")), name="straight"),
             replace(cluster.target, name="entry"),
         ]
         for workload, number in itertools.product(COSTS, range(2 * rounds)):
             for target in targets if number % 2 else reversed(targets):
-                found[f"{target.name} {workload.name}"].append(measure(workload, target, number))
+                found[f"{target.name} {workload.name}"].append(with_cpu_share(node, workload, target, number))
 
 
 def measure_affinity(found: Found, rounds: int) -> None:
@@ -131,6 +139,8 @@ def report(found: Found) -> None:
                 for entry, straight in zip(found["entry W8"], found["straight W8"], strict=True)
             ]
             print(f"entry / straight: {figure} {statistics.median(ratios):.3f}")
+        more = middle["entry W8"]["cpu_share"] - middle["straight W8"]["cpu_share"]
+        print(f"passing answers on takes {more:.3f} of the node's core")
         added = [
             entry["first_token_p50_ms"] - straight["first_token_p50_ms"]
             for entry, straight in zip(found["entry WF"], found["straight WF"], strict=True)
