@@ -23,7 +23,7 @@ class TwoNodes:
         )
 
 
-# `python -m benchmarks.cluster_speed affinity --repeats 1 --rounds 2`, 2026-11-27, shared VM, 2 x86-64 cores (AMD EPYC).
+# `python -m benchmarks.cluster_speed affinity --repeats 1 --rounds 2`, 2026-11-27, shared VM, 2 x86-64 cores.
 TWO_NODES = TwoNodes(
     one_node=0.719,
     by_session=0.715,
