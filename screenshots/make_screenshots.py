@@ -109,6 +109,7 @@ def picture_nodes(browser: Browser, folder: Path) -> None:
                 expect(page.get_by_text(re.compile("6 of 16 slots busy"))).to_be_visible(timeout=TIMEOUT_MS)
                 cached = page.get_by_role("table").get_by_text(re.compile(r"^\d+ %$"))
                 expect(cached).to_have_count(2, timeout=TIMEOUT_MS)
+                expect(page.get_by_text("cluster.key")).to_be_visible(timeout=TIMEOUT_MS)  # its element comes late
                 take(page, "Nodes.png")
         finally:
             stop.set()
