@@ -129,7 +129,7 @@ def test_a_machine_without_the_heads_token_says_what_to_copy(tmp_path: Path) -> 
 
 
 def test_a_machine_that_is_stopped_first_stops_its_ray(tmp_path: Path) -> None:
-    """A killed `ray start --block` would leave raylet and GCS behind."""
+    """A killed `ray start --block` could not drain its node."""
     ray = tmp_path / "ray.py"
     ray.write_text(
         "import signal, sys, time\n"
